@@ -1,0 +1,49 @@
+# `make demo` and `make test` set up what they need: nothing else has to be installed first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+ifdef CI
+export PIP_PROGRESS_BAR := off
+endif
+
+.PHONY: demo test lint types cover bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/lsr demo
+
+test: $(VENV)/.dev lint
+	$(BIN)/pytest -q
+	NUMBA_DISABLE_JIT=1 $(BIN)/pytest -q tests/test_kernels.py tests/test_index.py tests/test_storage.py
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(MAKE) types
+
+# mypy wants to see one package: the four folders, laid out as they are installed.
+types: $(VENV)/.dev
+	rm -rf build/typing && mkdir -p build/typing
+	cp -r lsr build/typing/lsr
+	cp -r index training eval build/typing/lsr/
+	$(BIN)/mypy
+
+cover: $(VENV)/.dev
+	NUMBA_DISABLE_JIT=1 $(BIN)/coverage run -m pytest -q && $(BIN)/coverage report
+
+bench: $(VENV)/.dev
+	$(BIN)/python tests/benchmarks/bench_index.py
+
+$(VENV)/bin/pip:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(VENV)/bin/pip pyproject.toml constraints.txt
+	$(BIN)/pip install -q -c constraints.txt -e ".[eval]"
+	touch $@
+
+$(VENV)/.dev: $(VENV)/bin/pip pyproject.toml constraints.txt
+	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
+	touch $@ $(VENV)/.demo
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,202 @@
+"""From an encoder and a collection to a report: metrics, sparsity, latency, sizes."""
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from lsr.eval.datasets import Dataset, queries_are_documents
+from lsr.eval.metrics import DEFAULT_METRICS, Scores, evaluate_run
+from scipy.sparse import csr_array
+
+from lsr.errors import InputError
+from lsr.records import Document, Query
+from lsr.retriever import Retriever
+from lsr.run import Run, read_run
+
+#: Queries that are timed one at a time for the latency of a report.
+TIMED_QUERIES = 200
+
+
+@dataclass(frozen=True)
+class Report:
+    """The evaluation of one encoder on one collection.
+
+    Attributes:
+        dataset: name and split.
+        mode: "exact" or "seismic".
+        metrics: means over the judged queries.
+        n_documents, n_queries, n_without_hits, n_unjudgeable: see `Scores`.
+        self_matches: what was done about hits whose id is the query's.
+        document_nnz, query_nnz: mean number of terms of a vector.
+        flops: expected multiplications per query–document pair, Σ_j p_query(j) · p_document(j).
+        latency_ms: median over queries, one at a time on one thread, vectors to hits, warm.
+        index_bytes: size of the index's arrays.
+        k: depth of the run.
+    """
+
+    dataset: str
+    mode: str
+    metrics: dict[str, float]
+    n_documents: int
+    n_queries: int
+    n_without_hits: int
+    n_unjudgeable: int
+    self_matches: str
+    document_nnz: float
+    query_nnz: float
+    flops: float
+    latency_ms: float
+    index_bytes: int
+    k: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    def notes(self) -> list[str]:
+        """What a reader of the metrics should know, a line each."""
+        lines = [
+            f"{self.n_documents:,} documents of {self.document_nnz:.0f} terms, {self.n_queries:,} judged queries of "
+            f"{self.query_nnz:.1f} terms, {self.flops:.1f} FLOPS a pair",
+            f"{self.latency_ms:.2f} ms a query (median, one thread, vectors to hits), "
+            f"index {self.index_bytes / 1e6:.1f} MB",
+            f"self-matches: {self.self_matches}",
+        ]
+        if self.n_without_hits:
+            lines.append(f"{self.n_without_hits:,} queries found nothing and count as zero")
+        if self.n_unjudgeable:
+            lines.append(f"{self.n_unjudgeable:,} queries without a relevant document are left out")
+        return lines
+
+
+def evaluate_retriever(
+    retriever: Retriever,
+    dataset: Dataset,
+    *,
+    k: int = 100,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    drop_self_matches: bool | None = None,
+    **options: Any,
+) -> tuple[Report, Run, Scores]:
+    """Run a collection's queries and evaluate the ranked lists.
+
+    Args:
+        retriever: over the collection's documents.
+        dataset: its queries and qrels.
+        k: depth of the ranked lists.
+        metrics: see `evaluate_run`.
+        drop_self_matches: whether hits whose id is the query's are dropped; None finds out whether
+            the queries are themselves documents.
+        options: of `Index.search`: exact, query_cut, heap_factor.
+
+    Raises:
+        InputError: the index is not of this collection's documents.
+    """
+    index = retriever.index
+    _check_documents(retriever, dataset)
+    drop, said = _self_match_rule(retriever, dataset.queries, drop_self_matches)
+    vectors = retriever.encode_queries(dataset.queries)
+    hits = index.search(vectors, min(k + drop, len(index)), **options)
+    run = hits.to_run([query.id for query in dataset.queries], dataset.name)
+    run = run.without_self_matches().truncated(k) if drop else run
+    scores = evaluate_run(run, dataset.qrels, metrics)
+    exact = options.get("exact", False) or not index.manifest.options.seismic
+    report = Report(
+        dataset=dataset.name,
+        mode="exact" if exact else "seismic",
+        metrics=scores.mean,
+        n_documents=len(index),
+        n_queries=scores.n_queries,
+        n_without_hits=scores.n_without_hits,
+        n_unjudgeable=scores.n_unjudgeable,
+        self_matches=said,
+        document_nnz=index.n_postings / len(index),
+        query_nnz=vectors.nnz / max(1, vectors.shape[0]),
+        flops=_flops(vectors, index.document_frequencies(), len(index)),
+        latency_ms=_latency(retriever, vectors, min(k, len(index), 10), options),
+        index_bytes=sum(index.sizes().values()),
+        k=k,
+    )
+    return report, run, scores
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """The evaluation of a run file: the fields of `Report` that need no index."""
+
+    dataset: str
+    mode: str
+    metrics: dict[str, float]
+    n_queries: int
+    n_without_hits: int
+    n_unjudgeable: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    def notes(self) -> list[str]:
+        """What a reader of the metrics should know, a line each."""
+        return [
+            f"{self.n_queries:,} judged queries; {self.n_without_hits:,} found nothing and count as zero; "
+            f"{self.n_unjudgeable:,} without a relevant document are left out"
+        ]
+
+
+def evaluate_run_file(
+    path: str,
+    dataset: Dataset,
+    *,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    drop_self_matches: bool = False,
+) -> RunReport:
+    """Evaluate a TREC run file against a collection's qrels."""
+    run = read_run(path)
+    scores = evaluate_run(run.without_self_matches() if drop_self_matches else run, dataset.qrels, metrics)
+    return RunReport(
+        dataset.name,
+        "run file",
+        scores.mean,
+        scores.n_queries,
+        scores.n_without_hits,
+        scores.n_unjudgeable,
+    )
+
+
+def _check_documents(retriever: Retriever, dataset: Dataset) -> None:
+    judged = {doc_id for grades in dataset.qrels.values() for doc_id, grade in grades.items() if grade > 0}
+    if judged and not any(retriever.index.has_document(doc_id) for doc_id in judged):
+        raise InputError(f"none of the relevant documents of {dataset.name} is in the index: it is of another corpus")
+
+
+def _self_match_rule(retriever: Retriever, queries: Sequence[Query], asked: bool | None) -> tuple[bool, str]:
+    if asked is not None:
+        return asked, "dropped, as asked" if asked else "kept, as asked"
+    shared = {}
+    for query in queries:
+        if retriever.index.has_document(query.id):
+            title, text = retriever.text_of(query.id)
+            shared[query.id] = Document(query.id, text, title)
+    if queries_are_documents(queries, shared):
+        return True, "dropped: the queries are themselves documents"
+    return False, "none: no query is a document"
+
+
+def _flops(queries: csr_array, document_frequencies: dict[int, int], n_documents: int) -> float:
+    terms, counts = np.unique(queries.indices, return_counts=True)
+    frequencies = np.array([document_frequencies.get(int(term), 0) for term in terms], dtype=np.float64)
+    return float(np.dot(counts, frequencies) / max(1, queries.shape[0]) / n_documents)
+
+
+def _latency(retriever: Retriever, vectors: csr_array, k: int, options: dict[str, Any]) -> float:
+    timed = [vectors[[i]] for i in range(min(TIMED_QUERIES, vectors.shape[0]))]
+    retriever.index.search(timed[0], k, **options, threads=1)
+    seconds = []
+    for vector in timed:
+        start = time.perf_counter()
+        retriever.index.search(vector, k, **options, threads=1)
+        seconds.append(time.perf_counter() - start)
+    return 1000 * statistics.median(seconds)

@@ -1,0 +1,245 @@
+"""`Index`: sparse vectors in, the documents with the largest dot product out."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from lsr.index.build import build_segment
+from lsr.index.hits import Hits
+from lsr.index.ids import Ids
+from lsr.index.options import HEAP_FACTOR, QUERY_CUT, BuildOptions
+from lsr.index.search import Searcher
+from lsr.index.segment import Segment
+from lsr.index.storage import Manifest, finish, open_index, write_index
+from scipy.sparse import csr_array
+
+from lsr.errors import InputError, LsrWarning, MismatchError
+from lsr.files import check_target, new_folder
+from lsr.vectors import QueryVectors, SparseVectors, as_query_vectors, check_vectors
+
+if TYPE_CHECKING:
+    from lsr.encoder import Encoder
+
+
+class TermMatch(NamedTuple):
+    """One term's part of a score: query weight times document weight."""
+
+    term_id: int
+    query_weight: float
+    document_weight: float
+
+    @property
+    def contribution(self) -> float:
+        """The product."""
+        return self.query_weight * self.document_weight
+
+
+class Index:
+    """An immutable index over sparse vectors, in memory or memory-mapped from a directory.
+
+    Make one with `Index.build` or `Index.open`. Searching is safe from several threads.
+    """
+
+    def __init__(self, manifest: Manifest, segment: Segment, ids: Ids) -> None:
+        self.manifest = manifest
+        self._segment = segment
+        self._ids = ids
+        self._searcher = Searcher(segment)
+
+    @classmethod
+    def build(
+        cls,
+        vectors: csr_array,
+        ids: Sequence[str] | None = None,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        options: BuildOptions | None = None,
+        encoder: "Encoder | None" = None,
+        threads: int | None = None,
+        progress: bool = False,
+        overwrite: bool = False,
+    ) -> "Index":
+        """Build an index over document vectors.
+
+        Args:
+            vectors: float32 CSR of shape (n, vocabulary).
+            ids: n unique document ids; by default "0", "1", ….
+            path: directory to save to; by default the index stays in memory.
+            options: what to build; the result depends on these and the vectors alone.
+            encoder: who made the vectors; by default what ``encode_documents`` noted on them.
+            threads: threads of the build; by default one per core.
+            progress: show a progress bar on stderr.
+            overwrite: replace an index at ``path``.
+
+        Raises:
+            InputError: the vectors, ids or path are not acceptable; nothing is written.
+        """
+        if path is not None:
+            check_target(path, overwrite=overwrite)
+        index = cls._in_memory(vectors, ids, options or BuildOptions(), encoder, threads, progress)
+        if path is None:
+            return index
+        index.save(path, overwrite=overwrite)
+        return cls.open(path)
+
+    @classmethod
+    def _in_memory(
+        cls,
+        vectors: csr_array,
+        ids: Sequence[str] | None,
+        options: BuildOptions,
+        encoder: "Encoder | None",
+        threads: int | None,
+        progress: bool,
+    ) -> "Index":
+        fingerprint = vectors.encoder if isinstance(vectors, SparseVectors) else None
+        identity = encoder.identity() if encoder else {"fingerprint": fingerprint} if fingerprint else None
+        checked = check_vectors(vectors)
+        if checked.shape[0] == 0:
+            raise InputError("there are no documents to index: the vectors have no row")
+        packed = Ids.check(ids, checked.shape[0])
+        segment = build_segment(checked, options, threads=threads, progress=progress)
+        manifest = Manifest(checked.shape[0], checked.shape[1], options, identity)
+        return cls(manifest, segment, packed)
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write the index to a directory, which appears only once it is complete.
+
+        Raises:
+            InputError: ``path`` exists and ``overwrite`` is False.
+        """
+        with new_folder(path, overwrite=overwrite) as folder:
+            self.write_into(folder)
+            finish(folder, self.manifest)
+
+    def write_into(self, folder: Path) -> None:
+        """Write the arrays into an existing folder; `storage.finish` makes it an index."""
+        write_index(folder, self.manifest, self._segment, self._ids)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, verify: bool = False) -> "Index":
+        """Open a saved index by memory-mapping: milliseconds, whatever its size.
+
+        Args:
+            path: the directory.
+            verify: read every file in full and check it, even one that looks untouched.
+
+        Raises:
+            InputError: there is no index.
+            FormatError: it is damaged, altered or of a newer format.
+        """
+        return cls(*open_index(Path(path), verify=verify))
+
+    def search(
+        self,
+        queries: QueryVectors,
+        k: int = 10,
+        *,
+        exact: bool = False,
+        query_cut: int | None = QUERY_CUT,
+        heap_factor: float = HEAP_FACTOR,
+        threads: int | None = None,
+    ) -> Hits:
+        """Find the k documents with the largest dot product for every query.
+
+        Args:
+            queries: CSR of shape (n, vocabulary); or one {term id: weight} dict or a list of them;
+                or one (term ids, weights) pair.
+            k: hits wanted per query.
+            exact: score every matching document; the knobs below then have no effect.
+            query_cut: Seismic walks the lists of this many of the query's heaviest terms; None for all.
+            heap_factor: Seismic skips a block whose summary scores below heap_factor times the k-th
+                best score so far: 0 skips nothing, 1 is the paper's fastest lossless bound.
+            threads: threads over the queries, by default one per core; the result is the same.
+
+        Returns:
+            Hits with arrays of shape (n, k). Documents that share no term with the query are no hits.
+
+        Raises:
+            InputError: k, a knob or the queries are not acceptable.
+            MismatchError: the queries come from another encoder than the index's vectors.
+        """
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+            raise InputError(f"k must be an integer of at least 1: got {k!r}")
+        if query_cut is not None and query_cut < 1:
+            raise InputError(f"query_cut must be at least 1, or None for all terms: got {query_cut}")
+        if not 0 <= heap_factor <= 1:
+            raise InputError(f"heap_factor must be from 0 (skip nothing) to 1: got {heap_factor}")
+        self._check_encoder(queries)
+        vectors = as_query_vectors(queries, self.vocabulary_size)
+        if k > len(self):
+            message = f"k = {k:,} is more than the {len(self):,} documents: every query gets at most {len(self):,} hits"
+            warnings.warn(message, LsrWarning, stacklevel=2)
+        reach = min(k, len(self))
+        if exact or self._segment.blocks is None:
+            scores, rows, counts = self._searcher.exact(vectors, reach, threads)
+        else:
+            scores, rows, counts = self._searcher.seismic(vectors, reach, query_cut, heap_factor, threads)
+        if reach < k:
+            padding = ((0, 0), (0, k - reach))
+            scores = np.pad(scores, padding, constant_values=-np.inf)
+            rows = np.pad(rows, padding, constant_values=-1)
+        return Hits(rows, scores, counts, self._ids)
+
+    def explain(self, query: QueryVectors, doc_id: str) -> list[TermMatch]:
+        """The terms that a query and a document share, the largest contribution first."""
+        vector = as_query_vectors(query, self.vocabulary_size)
+        if vector.shape[0] != 1:
+            raise InputError(f"explain takes one query: got {vector.shape[0]}")
+        terms, weights = self._segment.document(self._ids.row_of(doc_id))
+        _, in_query, in_document = np.intersect1d(vector.indices, terms, assume_unique=True, return_indices=True)
+        matches = [
+            TermMatch(int(terms[d]), float(vector.data[q]), float(weights[d]))
+            for q, d in zip(in_query, in_document, strict=True)
+        ]
+        return sorted(matches, key=lambda match: (-match.contribution, match.term_id))
+
+    def row_of(self, doc_id: str) -> int:
+        """The row of a document."""
+        return self._ids.row_of(doc_id)
+
+    def has_document(self, doc_id: str) -> bool:
+        """Whether a document of that id is in the index."""
+        return self._ids.has(doc_id)
+
+    def document_frequencies(self) -> dict[int, int]:
+        """Term id to the number of documents that have it."""
+        lists = self._segment.lists
+        return dict(zip(lists.terms.tolist(), np.diff(lists.ptr).tolist(), strict=True))
+
+    def __len__(self) -> int:
+        return self.manifest.n_documents
+
+    def __repr__(self) -> str:
+        return f"Index({len(self):,} documents, {self.vocabulary_size:,} terms, {self.n_postings:,} postings)"
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Columns that queries must have."""
+        return self.manifest.vocabulary_size
+
+    @property
+    def n_postings(self) -> int:
+        """Non-zero weights of all documents."""
+        return len(self._segment.forward.terms)
+
+    @property
+    def encoder_fingerprint(self) -> str | None:
+        """Fingerprint of the encoder that made the vectors, None when unknown."""
+        return (self.manifest.encoder or {}).get("fingerprint")
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes by part: forward, lists, blocks, summaries, ids."""
+        return {**self._segment.sizes(), "ids": self._ids.data.nbytes + self._ids.offsets.nbytes}
+
+    def _check_encoder(self, queries: Any) -> None:
+        theirs = queries.encoder if isinstance(queries, SparseVectors) else None
+        if theirs and self.encoder_fingerprint and theirs != self.encoder_fingerprint:
+            raise MismatchError(
+                f"the queries were made by the encoder {theirs[:12]}, the index's documents by "
+                f"{self.encoder_fingerprint[:12]} ({(self.manifest.encoder or {}).get('source') or 'source unknown'}): "
+                "encode the queries with the index's encoder"
+            )

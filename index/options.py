@@ -1,0 +1,71 @@
+"""What an index is built with. Search options are arguments of `Index.search`; see docs/parameters.md."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from lsr.errors import FormatError, InputError
+
+#: Search defaults of the approximate path: recall@10 above 0.95 on the collections in docs/parameters.md.
+QUERY_CUT = 10
+HEAP_FACTOR = 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """Options of Seismic's build (Bruch et al., SIGIR 2024, arXiv 2404.18812), saved with the index.
+
+    Attributes:
+        n_postings: postings kept, as a mean per used term; the largest of the whole index stay.
+            None keeps all.
+        max_fraction: no list keeps more than ``n_postings * max_fraction`` postings.
+        centroid_fraction: blocks aimed at per list, as a share of its postings.
+        min_block_size: smaller clusters are dissolved into their neighbours.
+        centroid_terms: heaviest terms of a document that choose its block.
+        summary_energy: share of a summary's L1 mass that is kept, 0 to 1; 1 keeps all.
+        seismic: whether blocks are built at all; without them every search is exact.
+        seed: of the random choice of centroids.
+    """
+
+    n_postings: int | None = 3000
+    max_fraction: float = 6.0
+    centroid_fraction: float = 0.05
+    min_block_size: int = 3
+    centroid_terms: int = 15
+    summary_energy: float = 0.4
+    seismic: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        rules = {
+            "n_postings": (self.n_postings is None or self.n_postings >= 1, "at least 1, or None"),
+            "max_fraction": (self.max_fraction > 0, "above 0"),
+            "centroid_fraction": (0 < self.centroid_fraction <= 1, "above 0 and at most 1"),
+            "min_block_size": (self.min_block_size >= 1, "at least 1"),
+            "centroid_terms": (self.centroid_terms >= 1, "at least 1"),
+            "summary_energy": (0 < self.summary_energy <= 1, "above 0 and at most 1"),
+            "seed": (0 <= self.seed < 2**63, "from 0 to 2^63 - 1"),
+        }
+        for name, (holds, rule) in rules.items():
+            if not holds:
+                raise InputError(f"the build option {name} must be {rule}: got {getattr(self, name)}")
+
+    @classmethod
+    def lossless(cls, **changes: Any) -> "BuildOptions":
+        """Nothing pruned, whole summaries: approximate search can then be made exact."""
+        return cls(**{"n_postings": None, "summary_energy": 1.0, **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the manifest keeps it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "BuildOptions":
+        """Read from a manifest.
+
+        Raises:
+            FormatError: an option is unknown to this version.
+        """
+        unknown = set(values) - {field.name for field in fields(cls)}
+        if unknown:
+            raise FormatError(f"the index was built with unknown options {sorted(unknown)}: upgrade lsr")
+        return cls(**values)

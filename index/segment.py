@@ -1,0 +1,136 @@
+"""The arrays of an index, in memory and on disk alike (docs/file-format.md).
+
+Rows are documents in the order they were added; a list belongs to a used term; a block is a part of
+a list; a summary belongs to a block.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lsr.errors import FormatError
+
+Array = NDArray[Any]
+
+
+class Forward(NamedTuple):
+    """The documents as CSR: ptr int64 (documents + 1), terms uint16 or uint32, weights float32."""
+
+    ptr: Array
+    terms: Array
+    weights: Array
+
+
+class Lists(NamedTuple):
+    """Inverted lists: sorted used terms int64, ptr int64 (lists + 1), rows int32, weights float32."""
+
+    terms: Array
+    ptr: Array
+    rows: Array
+    weights: Array
+
+
+class Blocks(NamedTuple):
+    """Pruned lists cut into blocks.
+
+    ptr int64 (lists + 1) counts blocks, start int64 (blocks + 1) counts rows, rows int32; minimum
+    and step float32 (blocks) decode the block's summary.
+    """
+
+    ptr: Array
+    start: Array
+    rows: Array
+    minimum: Array
+    step: Array
+
+
+class Summaries(NamedTuple):
+    """Block summaries, transposed per list.
+
+    ptr int64 (lists + 1) counts terms, terms uint16 or uint32, entry_ptr int64 (terms + 1), blocks
+    uint16 or uint32 (number within the list), codes uint8.
+    """
+
+    ptr: Array
+    terms: Array
+    entry_ptr: Array
+    blocks: Array
+    codes: Array
+
+
+class Segment(NamedTuple):
+    """One immutable set of documents with everything that answers queries on it.
+
+    blocks and summaries are None where the index was built without Seismic.
+    """
+
+    n_documents: int
+    vocabulary_size: int
+    forward: Forward
+    lists: Lists
+    blocks: Blocks | None
+    summaries: Summaries | None
+
+    def families(self) -> dict[str, NamedTuple]:
+        """The families of arrays by name."""
+        named = {
+            "forward": self.forward,
+            "lists": self.lists,
+            "blocks": self.blocks,
+            "summaries": self.summaries,
+        }
+        return {name: family for name, family in named.items() if family is not None}
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes by family."""
+        return {name: sum(array.nbytes for array in family) for name, family in self.families().items()}
+
+    def document(self, row: int) -> tuple[Array, Array]:
+        """A document's term ids (int64) and weights."""
+        start, stop = int(self.forward.ptr[row]), int(self.forward.ptr[row + 1])
+        return self.forward.terms[start:stop].astype(np.int64), self.forward.weights[start:stop]
+
+
+def narrow(values: Array, largest: int) -> Array:
+    """Unsigned integers in 16 bits where ``largest`` allows it, else in 32."""
+    return values.astype(np.uint16 if largest < 2**16 else np.uint32)
+
+
+def frozen(array: Array) -> Array:
+    """The array as the kernels want it: contiguous, read-only, a plain ndarray."""
+    array = np.ascontiguousarray(array).view(np.ndarray)
+    array.flags.writeable = False
+    return array
+
+
+def check_segment(segment: Segment) -> None:
+    """Hold the arrays' lengths against each other, so that no kernel reads outside of them.
+
+    Raises:
+        FormatError: naming what does not fit.
+    """
+    forward, lists = segment.forward, segment.lists
+    rules = {
+        "forward.ptr": len(forward.ptr) == segment.n_documents + 1,
+        "forward": len(forward.terms) == len(forward.weights) == forward.ptr[-1],
+        "lists.ptr": len(lists.ptr) == len(lists.terms) + 1,
+        "lists": len(lists.rows) == len(lists.weights) == lists.ptr[-1],
+    }
+    blocks, summaries = segment.blocks, segment.summaries
+    if (blocks is None) != (summaries is None):
+        rules["blocks and summaries"] = False
+    elif blocks is not None and summaries is not None:
+        rules |= {
+            "blocks.ptr": len(blocks.ptr) == len(lists.ptr),
+            "blocks.start": len(blocks.start) == blocks.ptr[-1] + 1,
+            "blocks": len(blocks.minimum) == len(blocks.step) == blocks.ptr[-1],
+            "blocks.rows": len(blocks.rows) == blocks.start[-1],
+            "summaries.ptr": len(summaries.ptr) == len(lists.ptr),
+            "summaries.terms": len(summaries.terms) == summaries.ptr[-1],
+            "summaries.entry_ptr": len(summaries.entry_ptr) == len(summaries.terms) + 1,
+            "summaries": len(summaries.blocks) == len(summaries.codes) == summaries.entry_ptr[-1],
+        }
+    wrong = [name for name, holds in rules.items() if not holds]
+    if wrong:
+        raise FormatError(f"the index's arrays do not fit together ({', '.join(wrong)}): build it again")

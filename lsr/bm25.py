@@ -1,0 +1,219 @@
+"""BM25 as the framework's untrained corner: two lookup sides whose dot product is the BM25 score.
+
+    d_t = tf / (tf + k1 · (1 − b + b · length / average length))        (document side)
+    q_t = tf_query · ln(1 + (N − df + 0.5) / (df + 0.5))                (query side)
+
+The factor (k1 + 1) is left out as in Lucene since version 8: it changes no ranking.
+"""
+
+import hashlib
+import json
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from tqdm import tqdm
+
+from lsr.analyzer import Analyzer
+from lsr.encoder import Encoded, Encoder, TextEncoder
+from lsr.errors import FormatError, InputError
+from lsr.records import Document
+
+
+def robertson_idf(document_frequency: NDArray[Any], n_documents: int) -> NDArray[np.float32]:
+    """ln(1 + (N − df + 0.5) / (df + 0.5)), positive for every df (Robertson and Zaragoza, 2009)."""
+    df = document_frequency.astype(np.float64)
+    return np.log1p((n_documents - df + 0.5) / (df + 0.5)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Bm25:
+    """BM25's parameters; `fit` learns the vocabulary and its statistics from a corpus.
+
+    Attributes:
+        k1: saturation of term frequency.
+        b: strength of length normalization, 0 to 1.
+        analyzer: text to stems.
+    """
+
+    k1: float = 0.9
+    b: float = 0.4
+    analyzer: Analyzer = field(default_factory=Analyzer)
+
+    def __post_init__(self) -> None:
+        if not (self.k1 >= 0 and 0 <= self.b <= 1):
+            raise InputError(f"BM25 needs k1 >= 0 and 0 <= b <= 1: got k1={self.k1}, b={self.b}")
+
+    def fit(self, texts: Iterable[str | Document], *, progress: bool = False) -> Encoder:
+        """Count terms in one pass over a corpus and return the encoder for it.
+
+        Raises:
+            InputError: the corpus has no term at all.
+        """
+        frequency: Counter[str] = Counter()
+        n_documents = total_length = 0
+        for text in tqdm(texts, desc="counting terms", unit=" docs", disable=not progress):
+            stems = self.analyzer(text.content if isinstance(text, Document) else text)
+            frequency.update(set(stems))
+            total_length += len(stems)
+            n_documents += 1
+        if not frequency:
+            raise InputError(f"BM25 found no term in the {n_documents:,} documents: is the text empty?")
+        terms = sorted(frequency)
+        df = np.array([frequency[term] for term in terms])
+        vocabulary = Vocabulary(tuple(terms))
+        documents = Bm25Documents(vocabulary, self, total_length / n_documents)
+        return Encoder(documents, Bm25Queries(vocabulary, self, robertson_idf(df, n_documents)), source="bm25")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The sorted terms of a corpus; a term's id is its position."""
+
+    terms: tuple[str, ...]
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """Term to id."""
+        return {term: i for i, term in enumerate(self.terms)}
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the terms."""
+        return hashlib.sha256("\n".join(self.terms).encode()).hexdigest()
+
+
+class _Bm25Side(TextEncoder):
+    """What the two sides share: the analyzer and counts of terms per text."""
+
+    light = True
+
+    def __init__(self, vocabulary: Vocabulary, parameters: Bm25) -> None:
+        self.vocabulary = vocabulary
+        self.parameters = parameters
+        self.vocabulary_size = len(vocabulary.terms)
+        self.max_length = None
+
+    def term(self, term_id: int) -> str:
+        return self.vocabulary.terms[term_id]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        parts = [
+            self.kind,
+            self.vocabulary.hash,
+            json.dumps(self.config(), sort_keys=True),
+            self._statistics(),
+        ]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+    @property
+    def vocabulary_hash(self) -> str:
+        return self.vocabulary.hash
+
+    def config(self) -> dict[str, Any]:
+        analyzer = self.parameters.analyzer
+        stopwords = sorted(analyzer.stopwords)
+        return {
+            "k1": self.parameters.k1,
+            "b": self.parameters.b,
+            "stemmer": analyzer.stemmer,
+            "stopwords": stopwords,
+        }
+
+    def save_files(self, folder: Path) -> None:
+        (folder / "terms.txt").write_text("\n".join(self.vocabulary.terms), encoding="utf-8")
+
+    @abstractmethod
+    def _statistics(self) -> str:
+        """The learned numbers, as text for the fingerprint."""
+
+    def _count(self, texts: Sequence[str], progress: bool) -> tuple[csr_array, NDArray[np.int64]]:
+        """Term counts of shape (n, vocabulary), and each text's length with unknown terms."""
+        ids = self.vocabulary.ids
+        rows: list[int] = []
+        terms: list[int] = []
+        lengths = np.zeros(len(texts), dtype=np.int64)
+        for row, text in enumerate(tqdm(texts, desc="encoding", unit=" texts", disable=not progress)):
+            stems = self.parameters.analyzer(text)
+            lengths[row] = len(stems)
+            known = [ids[stem] for stem in stems if stem in ids]
+            terms += known
+            rows += [row] * len(known)
+        ones = np.ones(len(terms), dtype=np.float32)
+        counts = csr_array((ones, (rows, terms)), shape=(len(texts), self.vocabulary_size))
+        counts.sum_duplicates()
+        return counts, lengths
+
+
+class Bm25Documents(_Bm25Side):
+    """Saturated, length-normalized term frequencies."""
+
+    kind = "bm25-documents"
+
+    def __init__(self, vocabulary: Vocabulary, parameters: Bm25, average_length: float) -> None:
+        super().__init__(vocabulary, parameters)
+        self.average_length = average_length
+
+    def encode(self, texts: Sequence[str], *, progress: bool = False) -> Encoded:
+        counts, lengths = self._count(texts, progress)
+        k1, b = self.parameters.k1, self.parameters.b
+        norm = (k1 * (1 - b + b * lengths / self.average_length)).astype(np.float32)
+        counts.data /= counts.data + np.repeat(norm, np.diff(counts.indptr))
+        return Encoded(counts, 0)
+
+    def config(self) -> dict[str, Any]:
+        return {**super().config(), "average_length": self.average_length}
+
+    def _statistics(self) -> str:
+        return str(self.average_length)
+
+    @classmethod
+    def load(cls, folder: Path, config: dict[str, Any]) -> "Bm25Documents":
+        """Read what `save_files` wrote."""
+        return cls(_load_vocabulary(folder), _load_parameters(config), config["average_length"])
+
+
+class Bm25Queries(_Bm25Side):
+    """Term counts times IDF."""
+
+    kind = "bm25-queries"
+
+    def __init__(self, vocabulary: Vocabulary, parameters: Bm25, idf: NDArray[np.float32]) -> None:
+        super().__init__(vocabulary, parameters)
+        if idf.shape != (self.vocabulary_size,):
+            raise FormatError(f"the IDF table has {idf.shape} weights for {self.vocabulary_size:,} terms")
+        self.idf = idf
+
+    def encode(self, texts: Sequence[str], *, progress: bool = False) -> Encoded:
+        counts, _ = self._count(texts, progress)
+        counts.data *= self.idf[counts.indices]
+        return Encoded(counts, 0)
+
+    def save_files(self, folder: Path) -> None:
+        super().save_files(folder)
+        np.save(folder / "idf.npy", self.idf, allow_pickle=False)
+
+    def _statistics(self) -> str:
+        return hashlib.sha256(self.idf.tobytes()).hexdigest()
+
+    @classmethod
+    def load(cls, folder: Path, config: dict[str, Any]) -> "Bm25Queries":
+        """Read what `save_files` wrote."""
+        idf = np.load(folder / "idf.npy", allow_pickle=False)
+        return cls(_load_vocabulary(folder), _load_parameters(config), idf)
+
+
+def _load_vocabulary(folder: Path) -> Vocabulary:
+    return Vocabulary(tuple((folder / "terms.txt").read_text(encoding="utf-8").split("\n")))
+
+
+def _load_parameters(config: dict[str, Any]) -> Bm25:
+    return Bm25(config["k1"], config["b"], Analyzer(config["stemmer"], frozenset(config["stopwords"])))

@@ -1,0 +1,215 @@
+"""Encoders: a document side and a query side over one vocabulary (the unified framework).
+
+A method of learned sparse retrieval is a choice of two `TextEncoder`s (Nguyen, MacAvaney and Yates,
+ECIR 2023, arXiv 2303.13416): MLM on both sides is SPLADE, a table of IDF weights on the query side
+is inference-free, term statistics on both are BM25.
+"""
+
+import hashlib
+import json
+import os
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from scipy.sparse import csr_array
+
+from lsr.errors import InputError, LsrWarning, MismatchError
+from lsr.files import new_folder
+from lsr.records import Document, Query
+from lsr.vectors import SparseVectors
+
+ENCODER_FILE = "lsr_encoder.json"
+FORMAT_VERSION = 1
+
+
+class Encoded(NamedTuple):
+    """Vectors of shape (n, vocabulary), and how many of the n texts were cut to fit."""
+
+    vectors: csr_array
+    truncated: int
+
+
+class TextEncoder(ABC):
+    """One side of an encoder: texts in, sparse vectors out, the same whatever the batch.
+
+    Attributes:
+        kind: the name under which the side is saved.
+        light: whether queries need no transformer, so that an index can carry the side itself.
+        vocabulary_size: columns of the vectors.
+        max_length: tokens kept of a text, None for all.
+    """
+
+    kind: ClassVar[str]
+    light: ClassVar[bool]
+    vocabulary_size: int
+    max_length: int | None
+
+    @abstractmethod
+    def encode(self, texts: Sequence[str], *, progress: bool = False) -> Encoded:
+        """Encode texts to float32 vectors of shape (len(texts), vocabulary_size)."""
+
+    @abstractmethod
+    def term(self, term_id: int) -> str:
+        """The term of a column, for people to read."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Equal for two sides that give equal vectors, lengths of cutting aside."""
+
+    @property
+    @abstractmethod
+    def vocabulary_hash(self) -> str:
+        """Equal for two sides whose columns mean the same terms."""
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """What ``lsr_encoder.json`` keeps of the side, beside its files."""
+
+    @abstractmethod
+    def save_files(self, folder: Path) -> None:
+        """Write the side's files into an existing folder."""
+
+
+class Encoder:
+    """Documents and queries to sparse vectors over one vocabulary.
+
+    Args:
+        documents: the document side.
+        queries: the query side; both sides must have the same vocabulary.
+        source: where the encoder was loaded from, for an index to find it again.
+        revision: the hub revision of the source.
+    """
+
+    def __init__(
+        self,
+        documents: TextEncoder,
+        queries: TextEncoder,
+        *,
+        source: str | None = None,
+        revision: str | None = None,
+    ) -> None:
+        if documents.vocabulary_size != queries.vocabulary_size or documents.vocabulary_hash != queries.vocabulary_hash:
+            raise MismatchError(
+                f"the document encoder ({documents.kind}, {documents.vocabulary_size:,} terms) and the query encoder "
+                f"({queries.kind}, {queries.vocabulary_size:,} terms) have different vocabularies: their dot "
+                "products would mean nothing"
+            )
+        self.documents = documents
+        self.queries = queries
+        self.source = source
+        self.revision = revision
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Columns of the vectors."""
+        return self.documents.vocabulary_size
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies the pair of sides: vectors and indexes carry it."""
+        return hashlib.sha256(f"{self.documents.fingerprint} {self.queries.fingerprint}".encode()).hexdigest()
+
+    def encode_documents(self, texts: Iterable[str | Document], *, progress: bool = False) -> SparseVectors:
+        """Encode documents.
+
+        Args:
+            texts: strings, or documents, whose title and text are joined.
+            progress: show a progress bar on stderr.
+
+        Returns:
+            float32 vectors of shape (n, vocabulary_size). Texts cut at the maximum length and texts
+            that got no term are reported by a warning.
+        """
+        contents = [_content(text, "document") for text in texts]
+        encoded = self.documents.encode(contents, progress=progress)
+        warn_about(encoded, self.documents, "document")
+        return SparseVectors(encoded.vectors, encoder=self.fingerprint)
+
+    def encode_queries(self, texts: Iterable[str | Query], *, progress: bool = False) -> SparseVectors:
+        """Encode queries; as `encode_documents`."""
+        if isinstance(texts, str):
+            raise InputError("encode_queries takes a list of texts: write encode_queries([text])")
+        contents = [_content(text, "query") for text in texts]
+        encoded = self.queries.encode(contents, progress=progress)
+        warn_about(encoded, self.queries, "query")
+        return SparseVectors(encoded.vectors, encoder=self.fingerprint)
+
+    def term(self, term_id: int) -> str:
+        """The term of a column."""
+        return self.documents.term(term_id)
+
+    def with_queries(self, other: "Encoder") -> "Encoder":
+        """The same documents with another encoder's queries."""
+        return Encoder(self.documents, other.queries)
+
+    def identity(self) -> dict[str, Any]:
+        """What an index's manifest keeps: who made its vectors, and how to find it again."""
+        return {
+            "fingerprint": self.fingerprint,
+            "vocabulary_hash": self.documents.vocabulary_hash,
+            "source": self.source,
+            "revision": self.revision,
+            "documents": {"kind": self.documents.kind, "max_length": self.documents.max_length},
+            "queries": {"kind": self.queries.kind, "max_length": self.queries.max_length},
+        }
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write a folder that `lsr.load_encoder` reads; an MLM encoder's is a Hugging Face folder too.
+
+        Raises:
+            InputError: the folder exists and ``overwrite`` is False.
+        """
+        with new_folder(path, overwrite=overwrite) as folder:
+            self.save_files(folder)
+
+    def save_files(self, folder: Path, *, queries_only: bool = False) -> None:
+        """Write into an existing folder, the document side left out where only queries will come."""
+        fields: dict[str, Any] = {"format_version": FORMAT_VERSION, "identity": self.identity()}
+        sides = {"queries": self.queries} if queries_only else {"documents": self.documents, "queries": self.queries}
+        for name, side in sides.items():
+            shares = name == "queries" and not queries_only and shares_files(self.documents, self.queries)
+            place = "documents" if shares else name
+            fields[name] = {"kind": side.kind, "folder": place, **side.config()}
+            if not shares:
+                (folder / place).mkdir()
+                side.save_files(folder / place)
+        (folder / ENCODER_FILE).write_text(json.dumps(fields, indent=2), encoding="utf-8")
+
+
+def shares_files(documents: TextEncoder, queries: TextEncoder) -> bool:
+    """Whether the two sides are one model, cut at two lengths perhaps."""
+    return documents.kind == queries.kind and documents.fingerprint == queries.fingerprint
+
+
+def warn_about(encoded: Encoded, side: TextEncoder, what: str) -> None:
+    """Say how many texts were cut, and how many got no term at all."""
+    total = encoded.vectors.shape[0]
+    plural = "documents" if what == "document" else "queries"
+    if encoded.truncated:
+        warnings.warn(
+            f"{encoded.truncated:,} of {total:,} {plural} were longer than {side.max_length} tokens and were cut",
+            LsrWarning,
+            stacklevel=3,
+        )
+    empty = int((encoded.vectors.indptr[1:] == encoded.vectors.indptr[:-1]).sum())
+    if empty:
+        warnings.warn(
+            f"{empty:,} of {total:,} {plural} have no term in the vocabulary (empty text?): they will match nothing",
+            LsrWarning,
+            stacklevel=3,
+        )
+
+
+def _content(text: Any, what: str) -> str:
+    if isinstance(text, str):
+        return text
+    if isinstance(text, Document):
+        return text.content
+    if isinstance(text, Query):
+        return text.text
+    raise InputError(f"a {what} to encode is a {type(text).__name__}: give strings")

@@ -1,0 +1,117 @@
+"""Reading lines that may be broken, and writing files that are never half there."""
+
+import gzip
+import hashlib
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, TextIO
+
+from lsr.errors import FormatError, InputError
+
+
+def open_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
+    """Yield (line number from 1, line without its end) of a UTF-8 text file, plain or .gz.
+
+    Raises:
+        InputError: the file does not exist or is a folder.
+        FormatError: a line is not UTF-8, or the gzip stream is damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} is {'a folder, not a file' if path.is_dir() else 'missing'}: check the path")
+    number = 0
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        try:
+            for number, raw in enumerate(file, start=1):
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                yield number, line.rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise FormatError(f"{path}:{number}: the line is not UTF-8 ({error.reason})") from error
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise FormatError(f"{path}:{number + 1}: the gzip stream is damaged ({error})") from error
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[TextIO]:
+    """Open a text file for writing that takes its name only when all of it is on disk."""
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise InputError(f"the folder {path.parent} does not exist: create it, or write elsewhere")
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_synced(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let ``write`` fill a new binary file, and return when it is on disk."""
+    with path.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def new_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty folder that becomes ``path`` when the block ends well, and vanishes otherwise.
+
+    Raises:
+        InputError: ``path`` exists and ``overwrite`` is False, or its parent is missing.
+    """
+    path = Path(os.path.abspath(path))
+    check_target(path, overwrite=overwrite)
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        _sync_folder(partial)
+        if path.exists():
+            old = path.with_name(f".{path.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            path.rename(old)
+            partial.rename(path)
+            shutil.rmtree(old)
+        else:
+            partial.rename(path)
+        _sync_folder(path.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_target(path: str | os.PathLike[str], *, overwrite: bool) -> None:
+    """Refuse, before any work is done, a folder that could not be written at the end.
+
+    Raises:
+        InputError: ``path`` exists and ``overwrite`` is False, it is a file, or its parent is missing.
+    """
+    path = Path(path)
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"the folder {path.absolute().parent} does not exist: create it, or write elsewhere")
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file: name a folder")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} already exists: choose another path, or overwrite it (overwrite=True, --overwrite)")
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file's bytes, hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,183 @@
+"""Inference-free queries: a tokenizer and a weight per vocabulary entry (IDF), no transformer.
+
+q_t = 1[t in query and not special] · relu(w_t), binary in the term's count (Geng et al.,
+arXiv 2411.04403). The table is read and written as ``idf.json``, as OpenSearch's models carry it.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from tqdm import tqdm
+
+from lsr.bm25 import robertson_idf
+from lsr.encoder import Encoded, Encoder, TextEncoder
+from lsr.errors import FormatError, InputError, MismatchError
+from lsr.files import replacing
+from lsr.records import Document
+from lsr.tokenizer import ModelTokenizer
+
+IDF_FILE = "idf.json"
+
+
+class LookupEncoder(TextEncoder):
+    """Texts to the table weights of the terms they hold.
+
+    Args:
+        tokenizer: the document encoder's tokenizer.
+        weights: float32 of shape (vocabulary_size,); negative ones count as zero.
+        max_length: tokens kept of a text.
+    """
+
+    kind = "lookup"
+    light = True
+
+    def __init__(self, tokenizer: ModelTokenizer, weights: NDArray[Any], max_length: int) -> None:
+        if weights.ndim != 1 or len(weights) < tokenizer.size:
+            raise MismatchError(
+                f"the weight table has shape {weights.shape} but the tokenizer has {tokenizer.size:,} terms: "
+                "they belong to different models"
+            )
+        if not np.isfinite(weights).all():
+            raise InputError("the weight table holds NaN or infinite weights: compute it again")
+        self.tokenizer = tokenizer.with_options(max_length, add_special_tokens=False)
+        self.weights = np.maximum(weights, 0).astype(np.float32)
+        self.weights[tokenizer.special_ids] = 0
+        self.vocabulary_size = len(weights)
+        self.max_length = max_length
+
+    def encode(self, texts: Sequence[str], *, progress: bool = False) -> Encoded:
+        tokens = self.tokenizer(texts)
+        present = [np.unique(ids) for ids in tqdm(tokens.ids, desc="encoding", unit=" texts", disable=not progress)]
+        present = [ids[self.weights[ids] > 0] for ids in present]
+        indptr = np.zeros(len(texts) + 1, dtype=np.int64)
+        np.cumsum([len(ids) for ids in present], out=indptr[1:])
+        terms = np.concatenate([*present, np.empty(0, dtype=np.int32)]).astype(np.int32, copy=False)
+        vectors = csr_array((self.weights[terms], terms, indptr), shape=(len(texts), self.vocabulary_size))
+        return Encoded(vectors, tokens.truncated)
+
+    def term(self, term_id: int) -> str:
+        return self.tokenizer.term(term_id)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        parts = f"{self.kind} {self.tokenizer.hash} {hashlib.sha256(self.weights.tobytes()).hexdigest()}"
+        return hashlib.sha256(parts.encode()).hexdigest()
+
+    @property
+    def vocabulary_hash(self) -> str:
+        return self.tokenizer.hash
+
+    def config(self) -> dict[str, Any]:
+        return {"max_length": self.max_length}
+
+    def save_files(self, folder: Path) -> None:
+        self.tokenizer.save(folder / "tokenizer.json")
+        np.save(folder / "weights.npy", self.weights, allow_pickle=False)
+
+    @classmethod
+    def load(cls, folder: Path, config: dict[str, Any]) -> "LookupEncoder":
+        """Read what `save_files` wrote."""
+        tokenizer = ModelTokenizer.load(folder / "tokenizer.json", config["max_length"])
+        return cls(tokenizer, np.load(folder / "weights.npy", allow_pickle=False), config["max_length"])
+
+
+def inference_free(encoder: Encoder, idf: NDArray[Any], *, max_length: int = 256) -> Encoder:
+    """``encoder``'s documents with queries that are looked up in ``idf``.
+
+    Args:
+        encoder: an encoder whose documents go through a model tokenizer.
+        idf: float32 of shape (vocabulary_size,), from `compute_idf` or `read_idf`.
+        max_length: tokens kept of a query.
+
+    Raises:
+        MismatchError: the table has another size than the vocabulary.
+        InputError: the encoder has no model tokenizer (BM25).
+    """
+    if len(idf) != encoder.vocabulary_size:
+        raise MismatchError(f"the IDF table has {len(idf):,} weights, the encoder {encoder.vocabulary_size:,} terms")
+    return Encoder(encoder.documents, LookupEncoder(tokenizer_of(encoder), idf, max_length))
+
+
+def tokenizer_of(encoder: Encoder) -> ModelTokenizer:
+    """The encoder's tokenizer.
+
+    Raises:
+        InputError: it has none.
+    """
+    tokenizer = getattr(encoder.documents, "tokenizer", None)
+    if not isinstance(tokenizer, ModelTokenizer):
+        raise InputError(f"a {encoder.documents.kind} encoder has no model tokenizer: an IDF table needs one")
+    return tokenizer
+
+
+def compute_idf(texts: Iterable[str | Document], encoder: Encoder, *, progress: bool = False) -> NDArray[np.float32]:
+    """IDF of every vocabulary entry over a corpus, whole texts counted: shape (vocabulary_size,).
+
+    A term that never occurs gets the largest weight; special tokens get zero.
+    """
+    tokenizer = tokenizer_of(encoder).with_options(2**31 - 1, add_special_tokens=False)
+    frequency = np.zeros(encoder.vocabulary_size, dtype=np.int64)
+    n_documents = 0
+    batch: list[str] = []
+
+    def count() -> None:
+        for ids in tokenizer(batch).ids:
+            frequency[np.unique(ids)] += 1
+        batch.clear()
+
+    for text in tqdm(texts, desc="counting terms", unit=" docs", disable=not progress):
+        batch.append(text.content if isinstance(text, Document) else text)
+        n_documents += 1
+        if len(batch) == 1024:
+            count()
+    count()
+    if n_documents == 0:
+        raise InputError("an IDF table needs at least one document")
+    idf = robertson_idf(frequency, n_documents)
+    idf[tokenizer.special_ids] = 0
+    return idf
+
+
+def write_idf(path: Path | str, idf: NDArray[Any], encoder: Encoder) -> None:
+    """Write ``{term: weight}`` JSON, entries of weight zero left out."""
+    vocabulary = tokenizer_of(encoder).vocabulary
+    with replacing(path) as file:
+        json.dump(
+            {t: float(idf[i]) for t, i in sorted(vocabulary.items()) if idf[i] > 0},
+            file,
+            ensure_ascii=False,
+        )
+
+
+def read_idf(path: Path | str, encoder: Encoder) -> NDArray[np.float32]:
+    """Read ``idf.json`` into an array of shape (vocabulary_size,); terms it lacks get zero.
+
+    Raises:
+        FormatError: the file is no JSON object of numbers.
+        MismatchError: it has terms that the encoder's tokenizer has not.
+    """
+    try:
+        table = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing: write one with lsr idf") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise FormatError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(table, dict) or not all(isinstance(weight, int | float) for weight in table.values()):
+        raise FormatError(f"{path} must be one JSON object of term: weight")
+    vocabulary = tokenizer_of(encoder).vocabulary
+    unknown = [term for term in table if term not in vocabulary]
+    if unknown or not table:
+        raise MismatchError(
+            f"{path} does not match the tokenizer: {len(unknown):,} of its {len(table):,} terms are unknown to it "
+            f"(such as {', '.join(map(repr, unknown[:3]))}): use the table of this encoder's vocabulary"
+        )
+    idf = np.zeros(encoder.vocabulary_size, dtype=np.float32)
+    idf[[vocabulary[term] for term in table]] = list(table.values())
+    return idf

@@ -1,0 +1,162 @@
+"""The sparse-vector contract: ``scipy.sparse.csr_array``, float32, checked at every boundary.
+
+A row is a text, a column is a term. Within a row, term ids are sorted and unique; weights are
+finite and non-negative. Term ids may be up to 32 bits wide.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_array, issparse
+
+from lsr.errors import InputError
+
+MAX_VOCABULARY = 2**31 - 1
+
+#: What `Index.search` takes as queries: CSR rows, one {term id: weight} dict or a list of them, or
+#: one (term ids, weights) pair.
+QueryVectors: TypeAlias = (
+    "csr_array | Mapping[int, float] | Sequence[Mapping[int, float]] | tuple[ArrayLike, ArrayLike]"
+)
+
+
+class SparseVectors(csr_array):  # type: ignore[misc]
+    """A ``csr_array`` that remembers which encoder made it.
+
+    Attributes:
+        encoder: the encoder's fingerprint, or None when unknown. An index refuses queries whose
+            encoder is known to differ from its own. Slicing and arithmetic forget it.
+    """
+
+    encoder: str | None
+
+    def __init__(self, *args: Any, encoder: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.encoder = encoder
+
+
+def check_vectors(vectors: Any, *, vocabulary_size: int | None = None, what: str = "document") -> csr_array:
+    """Check the contract and return the vectors as float32 CSR without explicit zeros.
+
+    Args:
+        vectors: CSR array or matrix of shape (n, vocabulary).
+        vocabulary_size: required number of columns, if known.
+        what: "document" or "query", for the messages.
+
+    Raises:
+        InputError: with the first offending row.
+    """
+    if not issparse(vectors) or vectors.format != "csr":
+        raise InputError(
+            f"{what} vectors must be a scipy.sparse.csr_array of shape (n, vocabulary), "
+            f"not {type(vectors).__name__}: build one with lsr.vectors.from_dicts or call .tocsr()"
+        )
+    if vectors.shape[1] > MAX_VOCABULARY:
+        raise InputError(f"{what} vectors have {vectors.shape[1]:,} columns: at most 2^31 - 1 are supported")
+    if vocabulary_size is not None and vectors.shape[1] != vocabulary_size:
+        raise InputError(
+            f"{what} vectors have {vectors.shape[1]:,} columns but the vocabulary has {vocabulary_size:,} "
+            "terms: encode them with the encoder the index was built with"
+        )
+    indptr, terms, weights = vectors.indptr, vectors.indices, vectors.data
+    if indptr[0] != 0 or indptr[-1] != len(terms) or len(terms) != len(weights) or np.any(np.diff(indptr) < 0):
+        raise InputError(f"{what} vectors have a broken indptr: rebuild the CSR array")
+    _check_weights(indptr, terms, weights, what)
+    _check_terms(indptr, terms, int(vectors.shape[1]), what)
+    data = weights.astype(np.float32, copy=False)
+    if not np.all(np.isfinite(data)):
+        raise InputError(f"{what} vectors have a weight beyond float32's range: scale them down")
+    clean = csr_array((data, terms, indptr), shape=vectors.shape)
+    clean.has_sorted_indices = True
+    clean.has_canonical_format = True
+    if np.count_nonzero(data) != len(data):
+        clean = clean.copy()
+        clean.eliminate_zeros()
+    return clean
+
+
+def _row_of(indptr: NDArray[Any], position: int) -> int:
+    return int(np.searchsorted(indptr, position, side="right")) - 1
+
+
+def _check_weights(indptr: NDArray[Any], terms: NDArray[Any], weights: NDArray[Any], what: str) -> None:
+    if weights.dtype.kind not in "fiu":
+        raise InputError(f"{what} weights must be numbers, not {weights.dtype}: convert them to float32")
+    for bad, name in ((~np.isfinite(weights), "NaN or infinite"), (weights < 0, "negative")):
+        if bad.any():
+            at = int(np.argmax(bad))
+            raise InputError(
+                f"{what} row {_row_of(indptr, at)} has a {name} weight ({weights[at]}) at term {terms[at]}: "
+                "weights must be finite and non-negative"
+            )
+
+
+def _check_terms(indptr: NDArray[Any], terms: NDArray[Any], vocabulary_size: int, what: str) -> None:
+    if len(terms) == 0:
+        return
+    outside = (terms < 0) | (terms >= vocabulary_size)
+    if outside.any():
+        at = int(np.argmax(outside))
+        raise InputError(
+            f"{what} row {_row_of(indptr, at)} has term id {terms[at]}, beyond the vocabulary of "
+            f"{vocabulary_size:,} terms: widen the array's shape or mend the ids"
+        )
+    ascending = terms[1:] > terms[:-1]
+    starts = indptr[1:-1]
+    ascending[starts[(starts > 0) & (starts < len(terms))] - 1] = True
+    if not ascending.all():
+        row = _row_of(indptr, int(np.argmin(ascending)))
+        raise InputError(f"{what} row {row} has unsorted or repeated term ids: call vectors.sum_duplicates() first")
+
+
+def from_dicts(rows: Sequence[Mapping[int, float]], vocabulary_size: int) -> csr_array:
+    """Stack {term id: weight} dicts into CSR rows of shape (len(rows), vocabulary_size).
+
+    Raises:
+        InputError: a term id is not an integer or a weight is not a number.
+    """
+    try:
+        ordered = [sorted((int(term), float(weight)) for term, weight in row.items()) for row in rows]
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"a vector given as a dict must map integer term ids to numbers ({error}): "
+            "to search with text use lsr.Retriever"
+        ) from error
+    indptr = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum([len(row) for row in ordered], out=indptr[1:])
+    terms = np.array([term for row in ordered for term, _ in row], dtype=np.int64)
+    weights = np.array([weight for row in ordered for _, weight in row], dtype=np.float32)
+    return csr_array((weights, terms, indptr), shape=(len(rows), vocabulary_size))
+
+
+def as_query_vectors(queries: QueryVectors, vocabulary_size: int) -> csr_array:
+    """Bring any accepted form of queries to checked CSR rows.
+
+    Raises:
+        InputError: the form or the content is not acceptable.
+    """
+    if isinstance(queries, Mapping):
+        queries = from_dicts([queries], vocabulary_size)
+    elif isinstance(queries, tuple) and len(queries) == 2:
+        terms, weights = (np.atleast_1d(np.asarray(part)) for part in queries)
+        if terms.shape != weights.shape or terms.ndim != 1 or terms.dtype.kind not in "iu":
+            raise InputError(
+                "a query given as (term ids, weights) needs two 1-D arrays of one length, the ids integer: "
+                f"got shapes {terms.shape} and {weights.shape}"
+            )
+        order = np.argsort(terms, kind="stable")
+        indptr = np.array([0, len(terms)])
+        queries = csr_array((weights[order], terms[order], indptr), shape=(1, vocabulary_size))
+    elif isinstance(queries, Sequence) and not isinstance(queries, str):
+        rows = [query for query in queries if isinstance(query, Mapping)]
+        if len(rows) != len(queries):
+            raise InputError(
+                "a list of queries must hold {term id: weight} dicts: encode texts with "
+                "encoder.encode_queries(texts), or search with lsr.Retriever"
+            )
+        queries = from_dicts(rows, vocabulary_size)
+    elif isinstance(queries, str):
+        raise InputError("an index takes vectors, not text: use lsr.Retriever, or encoder.encode_queries([text])")
+    return check_vectors(queries, vocabulary_size=vocabulary_size, what="query")
