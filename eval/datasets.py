@@ -11,8 +11,6 @@ from lsr.errors import InputError
 from lsr.records import Document, Query
 from lsr.run import Qrels, read_qrels
 
-SPLITS = ("test", "dev", "validation", "train")
-
 
 @dataclass(frozen=True)
 class Dataset:
@@ -49,9 +47,7 @@ def load_dataset(source: str | os.PathLike[str], split: str | None = None) -> Da
 
 def _load_folder(folder: Path, split: str) -> Dataset:
     corpus = read_corpus(folder)
-    there = [
-        name for name in SPLITS if any((folder / "qrels" / f"{name}{end}").is_file() for end in (".tsv", ".tsv.gz"))
-    ]
+    there = sorted({path.name.split(".tsv")[0] for path in (folder / "qrels").glob("*.tsv*")})
     if split not in there:
         raise InputError(f"{folder} has no split {split!r}: it has {', '.join(there) or 'no qrels at all'} (--split)")
     qrels = read_qrels(find_file(folder / "qrels", f"{split}.tsv"))

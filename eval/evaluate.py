@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from lsr.eval.datasets import Dataset, queries_are_documents
-from lsr.eval.metrics import DEFAULT_METRICS, Scores, evaluate_run
 from scipy.sparse import csr_array
 
 from lsr.errors import InputError
+from lsr.eval.datasets import Dataset, queries_are_documents
+from lsr.eval.metrics import DEFAULT_METRICS, Scores, evaluate_run
 from lsr.records import Document, Query
 from lsr.retriever import Retriever
 from lsr.run import Run, read_run
@@ -32,7 +32,7 @@ class Report:
         self_matches: what was done about hits whose id is the query's.
         document_nnz, query_nnz: mean number of terms of a vector.
         flops: expected multiplications per query–document pair, Σ_j p_query(j) · p_document(j).
-        latency_ms: median over queries, one at a time on one thread, vectors to hits, warm.
+        latency_ms: median over queries, one at a time on one thread, vectors to ten hits, warm.
         index_bytes: size of the index's arrays.
         k: depth of the run.
     """
@@ -61,7 +61,7 @@ class Report:
         lines = [
             f"{self.n_documents:,} documents of {self.document_nnz:.0f} terms, {self.n_queries:,} judged queries of "
             f"{self.query_nnz:.1f} terms, {self.flops:.1f} FLOPS a pair",
-            f"{self.latency_ms:.2f} ms a query (median, one thread, vectors to hits), "
+            f"{self.latency_ms:.2f} ms a query (median, one thread, vectors to ten hits), "
             f"index {self.index_bytes / 1e6:.1f} MB",
             f"self-matches: {self.self_matches}",
         ]
@@ -90,14 +90,15 @@ def evaluate_retriever(
         metrics: see `evaluate_run`.
         drop_self_matches: whether hits whose id is the query's are dropped; None finds out whether
             the queries are themselves documents.
-        options: of `Index.search`: exact, query_cut, heap_factor.
+        options: of `Index.search`: exact, query_cut, heap_factor, threads.
 
     Raises:
         InputError: the index is not of this collection's documents.
     """
     index = retriever.index
     _check_documents(retriever, dataset)
-    drop, said = _self_match_rule(retriever, dataset.queries, drop_self_matches)
+    shared = _documents_named_as_queries(retriever, dataset.queries)
+    drop, said = _self_match_rule(dataset.queries, shared, drop_self_matches)
     vectors = retriever.encode_queries(dataset.queries)
     hits = index.search(vectors, min(k + drop, len(index)), **options)
     run = hits.to_run([query.id for query in dataset.queries], dataset.name)
@@ -116,7 +117,7 @@ def evaluate_retriever(
         document_nnz=index.n_postings / len(index),
         query_nnz=vectors.nnz / max(1, vectors.shape[0]),
         flops=_flops(vectors, index.document_frequencies(), len(index)),
-        latency_ms=_latency(retriever, vectors, min(k, len(index), 10), options),
+        latency_ms=_latency(retriever, vectors, min(10, len(index)), options),
         index_bytes=sum(index.sizes().values()),
         k=k,
     )
@@ -133,6 +134,7 @@ class RunReport:
     n_queries: int
     n_without_hits: int
     n_unjudgeable: int
+    self_matches: str
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -142,7 +144,8 @@ class RunReport:
         """What a reader of the metrics should know, a line each."""
         return [
             f"{self.n_queries:,} judged queries; {self.n_without_hits:,} found nothing and count as zero; "
-            f"{self.n_unjudgeable:,} without a relevant document are left out"
+            f"{self.n_unjudgeable:,} without a relevant document are left out",
+            f"self-matches: {self.self_matches}",
         ]
 
 
@@ -151,19 +154,16 @@ def evaluate_run_file(
     dataset: Dataset,
     *,
     metrics: Sequence[str] = DEFAULT_METRICS,
-    drop_self_matches: bool = False,
+    drop_self_matches: bool | None = None,
 ) -> RunReport:
-    """Evaluate a TREC run file against a collection's qrels."""
+    """Evaluate a TREC run file against a collection's qrels; self-matches as in `evaluate_retriever`."""
     run = read_run(path)
-    scores = evaluate_run(run.without_self_matches() if drop_self_matches else run, dataset.qrels, metrics)
-    return RunReport(
-        dataset.name,
-        "run file",
-        scores.mean,
-        scores.n_queries,
-        scores.n_without_hits,
-        scores.n_unjudgeable,
-    )
+    ids = {query.id for query in dataset.queries}
+    shared = {} if drop_self_matches is not None else {d.id: d for d in dataset.corpus if d.id in ids}
+    drop, said = _self_match_rule(dataset.queries, shared, drop_self_matches)
+    scores = evaluate_run(run.without_self_matches() if drop else run, dataset.qrels, metrics)
+    counts = (scores.n_queries, scores.n_without_hits, scores.n_unjudgeable)
+    return RunReport(dataset.name, "run file", scores.mean, *counts, said)
 
 
 def _check_documents(retriever: Retriever, dataset: Dataset) -> None:
@@ -172,17 +172,22 @@ def _check_documents(retriever: Retriever, dataset: Dataset) -> None:
         raise InputError(f"none of the relevant documents of {dataset.name} is in the index: it is of another corpus")
 
 
-def _self_match_rule(retriever: Retriever, queries: Sequence[Query], asked: bool | None) -> tuple[bool, str]:
+def _self_match_rule(queries: Sequence[Query], shared: dict[str, Document], asked: bool | None) -> tuple[bool, str]:
+    """Whether to drop self-matches, and why; ``shared`` holds the documents whose id is a query's."""
     if asked is not None:
         return asked, "dropped, as asked" if asked else "kept, as asked"
+    if queries_are_documents(queries, shared):
+        return True, "dropped: the queries are themselves documents"
+    return False, "none: no query is a document"
+
+
+def _documents_named_as_queries(retriever: Retriever, queries: Sequence[Query]) -> dict[str, Document]:
     shared = {}
     for query in queries:
         if retriever.index.has_document(query.id):
             title, text = retriever.text_of(query.id)
             shared[query.id] = Document(query.id, text, title)
-    if queries_are_documents(queries, shared):
-        return True, "dropped: the queries are themselves documents"
-    return False, "none: no query is a document"
+    return shared
 
 
 def _flops(queries: csr_array, document_frequencies: dict[int, int], n_documents: int) -> float:
@@ -193,10 +198,11 @@ def _flops(queries: csr_array, document_frequencies: dict[int, int], n_documents
 
 def _latency(retriever: Retriever, vectors: csr_array, k: int, options: dict[str, Any]) -> float:
     timed = [vectors[[i]] for i in range(min(TIMED_QUERIES, vectors.shape[0]))]
-    retriever.index.search(timed[0], k, **options, threads=1)
+    options = {**options, "threads": 1}
+    retriever.index.search(timed[0], k, **options)
     seconds = []
     for vector in timed:
         start = time.perf_counter()
-        retriever.index.search(vector, k, **options, threads=1)
+        retriever.index.search(vector, k, **options)
         seconds.append(time.perf_counter() - start)
     return 1000 * statistics.median(seconds)

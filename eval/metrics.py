@@ -51,6 +51,8 @@ def evaluate_run(run: Run, qrels: Qrels, metrics: Sequence[str] = DEFAULT_METRIC
     Raises:
         InputError: a metric is unknown, or no query of the qrels has a relevant document.
     """
+    if isinstance(metrics, str):
+        raise InputError(f"metrics is a list of names: write [{metrics!r}]")
     unknown = [metric for metric in metrics if not METRIC.fullmatch(metric)]
     if unknown:
         raise InputError(f"unknown metric {unknown[0]!r}: use {', '.join(KNOWN)}, with a cut such as @10")
@@ -94,10 +96,11 @@ def _evaluate(ranx: Any, pairs: list[Any], metrics: Sequence[str]) -> dict[str, 
     for judged, ranked in pairs:
         qrels.append(judged)
         run.append(ranked)
+    names = list(metrics) if len(metrics) > 1 else [metrics[0]] * 2  # ranx fails on a single one per query
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NumbaTypeSafetyWarning)  # of ranx's own loops
-        values = ranx.evaluate(qrels, run, list(metrics), return_mean=False, save_results_in_run=False)
-    return {metrics[0]: values} if len(metrics) == 1 else dict(values)
+        values = ranx.evaluate(qrels, run, names, return_mean=False, save_results_in_run=False)
+    return dict(values)
 
 
 @contextmanager

@@ -6,13 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from tqdm import tqdm
+
 from lsr.index import build_kernels
 from lsr.index.options import BuildOptions
 from lsr.index.prune import prune
 from lsr.index.segment import Array, Blocks, Forward, Lists, Segment, Summaries, frozen, narrow
-from numpy.typing import NDArray
-from scipy.sparse import csr_array
-from tqdm import tqdm
 
 Result = TypeVar("Result")
 
@@ -31,14 +32,14 @@ def build_segment(
     forward = Forward(
         frozen(vectors.indptr.astype(np.int64)),
         frozen(narrow(vectors.indices, vocabulary_size - 1)),
-        frozen(vectors.data),
+        frozen(vectors.data.copy()),  # the caller may go on changing theirs
     )
     lists = _invert(vectors)
     if not options.seismic:
         return Segment(n_documents, vocabulary_size, forward, lists, None, None)
     workers = threads or os.cpu_count() or 1
     ptr, rows = prune(lists, options.n_postings, options.max_fraction)
-    tasks = list(_tasks(ptr))
+    tasks = list(_tasks(ptr)) or [(0, 0)]  # documents without a single term
     bar: tqdm[Any]
     with tqdm(total=2 * len(tasks), desc="building blocks", unit=" tasks", disable=not progress) as bar:
         blocks = _cluster(ptr, rows, forward, vocabulary_size, options, tasks, workers, bar)

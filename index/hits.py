@@ -3,9 +3,10 @@
 from typing import Any
 
 import numpy as np
-from lsr.index.ids import Ids
 from numpy.typing import NDArray
 
+from lsr.errors import InputError
+from lsr.index.ids import Ids
 from lsr.run import Ranking, Run
 
 
@@ -59,7 +60,13 @@ class Hits:
         return f"Hits({len(self)} queries, k={self.rows.shape[1]}, {int(self.counts.sum()):,} found)"
 
     def to_run(self, query_ids: list[str], name: str = "lsr") -> Run:
-        """The hits as a run, with an empty ranking for a query that found nothing."""
+        """The hits as a run, with an empty ranking for a query that found nothing.
+
+        Raises:
+            InputError: there are not as many ids as queries, or one is used twice.
+        """
+        if len(query_ids) != len(self) or len(set(query_ids)) != len(query_ids):
+            raise InputError(f"{len(self):,} queries need as many different ids: got {len(set(query_ids)):,}")
         rankings = {}
         for query, (query_id, count) in enumerate(zip(query_ids, self.counts, strict=True)):
             rankings[query_id] = Ranking(self._ids.many(self.rows[query, :count]), self.scores[query, :count])

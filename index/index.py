@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from lsr.index.build import build_segment
-from lsr.index.hits import Hits
-from lsr.index.ids import Ids
-from lsr.index.options import HEAP_FACTOR, QUERY_CUT, BuildOptions
-from lsr.index.search import Searcher
-from lsr.index.segment import Segment
-from lsr.index.storage import Manifest, finish, open_index, write_index
 from scipy.sparse import csr_array
 
 from lsr.errors import InputError, LsrWarning, MismatchError
 from lsr.files import check_target, new_folder
+from lsr.index.build import build_segment
+from lsr.index.hits import Hits
+from lsr.index.ids import Ids
+from lsr.index.options import HEAP_FACTOR, QUERY_CUT, BuildOptions, check_threads, is_count
+from lsr.index.search import Searcher
+from lsr.index.segment import Segment
+from lsr.index.storage import Manifest, finish, open_index, write_index
 from lsr.vectors import QueryVectors, SparseVectors, as_query_vectors, check_vectors
 
 if TYPE_CHECKING:
@@ -97,6 +97,7 @@ class Index:
     ) -> "Index":
         fingerprint = vectors.encoder if isinstance(vectors, SparseVectors) else None
         identity = encoder.identity() if encoder else {"fingerprint": fingerprint} if fingerprint else None
+        check_threads(threads)
         checked = check_vectors(vectors)
         if checked.shape[0] == 0:
             raise InputError("there are no documents to index: the vectors have no row")
@@ -149,10 +150,11 @@ class Index:
             queries: CSR of shape (n, vocabulary); or one {term id: weight} dict or a list of them;
                 or one (term ids, weights) pair.
             k: hits wanted per query.
-            exact: score every matching document; the knobs below then have no effect.
+            exact: score every matching document, as an index without blocks always does; the two
+                knobs below must then be left alone.
             query_cut: Seismic walks the lists of this many of the query's heaviest terms; None for all.
             heap_factor: Seismic skips a block whose summary scores below heap_factor times the k-th
-                best score so far: 0 skips nothing, 1 is the paper's fastest lossless bound.
+                best score so far: 0 skips nothing, 1 loses nothing if summaries are whole.
             threads: threads over the queries, by default one per core; the result is the same.
 
         Returns:
@@ -162,19 +164,15 @@ class Index:
             InputError: k, a knob or the queries are not acceptable.
             MismatchError: the queries come from another encoder than the index's vectors.
         """
-        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-            raise InputError(f"k must be an integer of at least 1: got {k!r}")
-        if query_cut is not None and query_cut < 1:
-            raise InputError(f"query_cut must be at least 1, or None for all terms: got {query_cut}")
-        if not 0 <= heap_factor <= 1:
-            raise InputError(f"heap_factor must be from 0 (skip nothing) to 1: got {heap_factor}")
+        exact = exact or self._segment.blocks is None
+        _check_search_options(k, exact, query_cut, heap_factor, threads)
         self._check_encoder(queries)
         vectors = as_query_vectors(queries, self.vocabulary_size)
         if k > len(self):
             message = f"k = {k:,} is more than the {len(self):,} documents: every query gets at most {len(self):,} hits"
             warnings.warn(message, LsrWarning, stacklevel=2)
         reach = min(k, len(self))
-        if exact or self._segment.blocks is None:
+        if exact:
             scores, rows, counts = self._searcher.exact(vectors, reach, threads)
         else:
             scores, rows, counts = self._searcher.seismic(vectors, reach, query_cut, heap_factor, threads)
@@ -243,3 +241,15 @@ class Index:
                 f"{self.encoder_fingerprint[:12]} ({(self.manifest.encoder or {}).get('source') or 'source unknown'}): "
                 "encode the queries with the index's encoder"
             )
+
+
+def _check_search_options(k: int, exact: bool, query_cut: int | None, heap_factor: float, threads: int | None) -> None:
+    if not is_count(k):
+        raise InputError(f"k must be an integer of at least 1: got {k!r}")
+    if exact and (query_cut != QUERY_CUT or heap_factor != HEAP_FACTOR):
+        raise InputError("query_cut and heap_factor are knobs of approximate search: leave them out of exact search")
+    if query_cut is not None and not is_count(query_cut):
+        raise InputError(f"query_cut must be an integer of at least 1, or None for all terms: got {query_cut!r}")
+    if not isinstance(heap_factor, int | float | np.floating) or not 0 <= heap_factor <= 1:
+        raise InputError(f"heap_factor must be a number from 0 (skip nothing) to 1: got {heap_factor!r}")
+    check_threads(threads)

@@ -3,11 +3,29 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import numpy as np
+
 from lsr.errors import FormatError, InputError
 
-#: Search defaults of the approximate path: recall@10 above 0.95 on the collections in docs/parameters.md.
+#: Search defaults of the approximate path; docs/parameters.md has what they were measured to reach.
 QUERY_CUT = 10
 HEAP_FACTOR = 0.9
+
+
+def is_count(value: object) -> bool:
+    """Whether a value is an integer of at least 1 (and no bool)."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) >= 1
+
+
+def check_threads(threads: int | None) -> None:
+    """Refuse a number of threads that is neither None (one per core) nor at least 1."""
+    if threads is not None and not is_count(threads):
+        raise InputError(f"threads must be an integer of at least 1, or None for one per core: got {threads!r}")
+
+
+def _between(value: object, most: float) -> bool:
+    """Whether a value is a number above 0 and at most ``most``."""
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and bool(0 < value <= most)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,17 +55,18 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         rules = {
-            "n_postings": (self.n_postings is None or self.n_postings >= 1, "at least 1, or None"),
-            "max_fraction": (self.max_fraction > 0, "above 0"),
-            "centroid_fraction": (0 < self.centroid_fraction <= 1, "above 0 and at most 1"),
-            "min_block_size": (self.min_block_size >= 1, "at least 1"),
-            "centroid_terms": (self.centroid_terms >= 1, "at least 1"),
-            "summary_energy": (0 < self.summary_energy <= 1, "above 0 and at most 1"),
-            "seed": (0 <= self.seed < 2**63, "from 0 to 2^63 - 1"),
+            "n_postings": (self.n_postings is None or is_count(self.n_postings), "an integer of at least 1, or None"),
+            "max_fraction": (_between(self.max_fraction, 2.0**30), "above 0 and at most 2^30"),
+            "centroid_fraction": (_between(self.centroid_fraction, 1), "above 0 and at most 1"),
+            "min_block_size": (is_count(self.min_block_size), "an integer of at least 1"),
+            "centroid_terms": (is_count(self.centroid_terms), "an integer of at least 1"),
+            "summary_energy": (_between(self.summary_energy, 1), "above 0 and at most 1"),
+            "seismic": (isinstance(self.seismic, bool), "True or False"),
+            "seed": (self.seed == 0 or (is_count(self.seed) and self.seed < 2**63), "an integer from 0 to 2^63 - 1"),
         }
         for name, (holds, rule) in rules.items():
             if not holds:
-                raise InputError(f"the build option {name} must be {rule}: got {getattr(self, name)}")
+                raise InputError(f"the build option {name} must be {rule}: got {getattr(self, name)!r}")
 
     @classmethod
     def lossless(cls, **changes: Any) -> "BuildOptions":

@@ -1,8 +1,9 @@
 """Static pruning: which postings Seismic's lists keep."""
 
 import numpy as np
-from lsr.index.segment import Lists
 from numpy.typing import NDArray
+
+from lsr.index.segment import Lists
 
 
 def prune(lists: Lists, n_postings: int | None, max_fraction: float) -> tuple[NDArray[np.int64], NDArray[np.int32]]:

@@ -6,10 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
-from lsr.index import kernels
-from lsr.index.segment import Array, Segment
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
+
+from lsr.index import kernels
+from lsr.index.segment import Array, Segment
 
 Found = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]
 

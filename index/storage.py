@@ -13,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+import lsr
+from lsr.errors import FormatError, InputError
+from lsr.files import sha256_of
 from lsr.index.ids import Ids, StringTable
 from lsr.index.options import BuildOptions
 from lsr.index.segment import (
@@ -25,10 +29,6 @@ from lsr.index.segment import (
     check_segment,
     frozen,
 )
-
-import lsr
-from lsr.errors import FormatError, InputError
-from lsr.files import sha256_of, write_synced
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -69,8 +69,8 @@ def write_index(folder: Path, manifest: Manifest, segment: Segment, ids: Ids) ->
 
 
 def save_array(path: Path, array: Array) -> None:
-    """Write one ``.npy`` file and wait until it is on disk."""
-    write_synced(path, lambda file: np.save(file, array, allow_pickle=False))
+    """Write one ``.npy`` file."""
+    np.save(path, array, allow_pickle=False)
 
 
 def save_strings(folder: Path, name: str, strings: StringTable) -> None:
@@ -95,7 +95,7 @@ def finish(folder: Path, manifest: Manifest) -> None:
         "options": manifest.options.to_dict(),
     }
     fields["checksum"] = _checksum(fields)
-    write_synced(folder / MANIFEST, lambda file: file.write(json.dumps(fields, indent=1).encode()))
+    (folder / MANIFEST).write_text(json.dumps(fields, indent=1), encoding="utf-8")
     _remember(folder, manifest)
 
 
@@ -149,6 +149,8 @@ def read_manifest(folder: Path) -> Manifest:
         version = fields["format_version"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise FormatError(f"{path} is damaged: build the index again") from error
+    if not isinstance(version, int):
+        raise FormatError(f"{path} is damaged: build the index again")
     if version != FORMAT_VERSION:
         raise FormatError(
             f"{folder} has index format {version}, this version of lsr ({lsr.__version__}) reads {FORMAT_VERSION}: "
@@ -157,7 +159,10 @@ def read_manifest(folder: Path) -> Manifest:
     if fields.pop("checksum", None) != _checksum(fields):
         raise FormatError(f"{path} was altered: its checksum does not match; build the index again")
     del fields["format_version"]
-    return Manifest(**{**fields, "options": BuildOptions.from_dict(fields["options"])})
+    try:
+        return Manifest(**{**fields, "options": BuildOptions.from_dict(fields["options"])})
+    except (KeyError, TypeError) as error:
+        raise FormatError(f"{path} lacks a field, or has one of an unknown version ({error}): upgrade lsr") from error
 
 
 def check_files(folder: Path, manifest: Manifest, *, verify: bool = False) -> None:
@@ -194,8 +199,9 @@ def _remember(folder: Path, manifest: Manifest) -> None:
     try:
         partial.write_text(json.dumps(seen), encoding="utf-8")
         partial.replace(folder / CHECKED)
-    except OSError:
-        return  # a read-only folder is checked in full each time
+    except OSError:  # a read-only folder is checked in full each time
+        if partial.exists():
+            partial.unlink()
 
 
 def _remembered(folder: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ The factor (k1 + 1) is left out as in Lucene since version 8: it changes no rank
 
 import hashlib
 import json
+import math
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -22,7 +23,7 @@ from scipy.sparse import csr_array
 from tqdm import tqdm
 
 from lsr.analyzer import Analyzer
-from lsr.encoder import Encoded, Encoder, TextEncoder
+from lsr.encoder import Advance, Encoded, Encoder, TextEncoder
 from lsr.errors import FormatError, InputError
 from lsr.records import Document
 
@@ -48,8 +49,8 @@ class Bm25:
     analyzer: Analyzer = field(default_factory=Analyzer)
 
     def __post_init__(self) -> None:
-        if not (self.k1 >= 0 and 0 <= self.b <= 1):
-            raise InputError(f"BM25 needs k1 >= 0 and 0 <= b <= 1: got k1={self.k1}, b={self.b}")
+        if not (0 <= self.k1 < math.inf and 0 <= self.b <= 1):
+            raise InputError(f"BM25 needs a finite k1 >= 0 and 0 <= b <= 1: got k1={self.k1}, b={self.b}")
 
     def fit(self, texts: Iterable[str | Document], *, progress: bool = False) -> Encoder:
         """Count terms in one pass over a corpus and return the encoder for it.
@@ -57,6 +58,10 @@ class Bm25:
         Raises:
             InputError: the corpus has no term at all.
         """
+        if isinstance(texts, str):
+            raise InputError(
+                "fit takes a list of texts, not one text: for a file or folder, fit(lsr.read_corpus(path))"
+            )
         frequency: Counter[str] = Counter()
         n_documents = total_length = 0
         for text in tqdm(texts, desc="counting terms", unit=" docs", disable=not progress):
@@ -135,18 +140,20 @@ class _Bm25Side(TextEncoder):
     def _statistics(self) -> str:
         """The learned numbers, as text for the fingerprint."""
 
-    def _count(self, texts: Sequence[str], progress: bool) -> tuple[csr_array, NDArray[np.int64]]:
+    def _count(self, texts: Sequence[str], advance: Advance | None) -> tuple[csr_array, NDArray[np.int64]]:
         """Term counts of shape (n, vocabulary), and each text's length with unknown terms."""
         ids = self.vocabulary.ids
         rows: list[int] = []
         terms: list[int] = []
         lengths = np.zeros(len(texts), dtype=np.int64)
-        for row, text in enumerate(tqdm(texts, desc="encoding", unit=" texts", disable=not progress)):
+        for row, text in enumerate(texts):
             stems = self.parameters.analyzer(text)
             lengths[row] = len(stems)
             known = [ids[stem] for stem in stems if stem in ids]
             terms += known
             rows += [row] * len(known)
+            if advance:
+                advance(1)
         ones = np.ones(len(terms), dtype=np.float32)
         counts = csr_array((ones, (rows, terms)), shape=(len(texts), self.vocabulary_size))
         counts.sum_duplicates()
@@ -162,8 +169,8 @@ class Bm25Documents(_Bm25Side):
         super().__init__(vocabulary, parameters)
         self.average_length = average_length
 
-    def encode(self, texts: Sequence[str], *, progress: bool = False) -> Encoded:
-        counts, lengths = self._count(texts, progress)
+    def encode(self, texts: Sequence[str], advance: Advance | None = None) -> Encoded:
+        counts, lengths = self._count(texts, advance)
         k1, b = self.parameters.k1, self.parameters.b
         norm = (k1 * (1 - b + b * lengths / self.average_length)).astype(np.float32)
         counts.data /= counts.data + np.repeat(norm, np.diff(counts.indptr))
@@ -192,8 +199,8 @@ class Bm25Queries(_Bm25Side):
             raise FormatError(f"the IDF table has {idf.shape} weights for {self.vocabulary_size:,} terms")
         self.idf = idf
 
-    def encode(self, texts: Sequence[str], *, progress: bool = False) -> Encoded:
-        counts, _ = self._count(texts, progress)
+    def encode(self, texts: Sequence[str], advance: Advance | None = None) -> Encoded:
+        counts, _ = self._count(texts, advance)
         counts.data *= self.idf[counts.indices]
         return Encoded(counts, 0)
 

@@ -238,14 +238,17 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     if (options.model is None) == (options.run is None):
         raise InputError("give either --model MODEL or --run FILE")
+    if len(options.dataset) > 1 and (options.save_run or options.vectors or options.run):
+        raise InputError("--run, --save-run and --vectors name one file or folder: evaluate one --dataset at a time")
     metrics = tuple(options.metric or DEFAULT_METRICS)
     drop = {"auto": None, "drop": True, "keep": False}[options.self_matches]
     reports: list[Any] = []
     for name in options.dataset:
         dataset = load_dataset(name, options.split)
         if options.run:
-            reports.append(evaluate_run_file(options.run, dataset, metrics=metrics, drop_self_matches=drop is True))
+            reports.append(evaluate_run_file(options.run, dataset, metrics=metrics, drop_self_matches=drop))
             continue
+        options.no_seismic = options.no_seismic or options.exact  # blocks that nobody would search
         retriever = _build(dataset.corpus, options)
         report, run, _ = evaluate_retriever(
             retriever,
@@ -344,6 +347,8 @@ def _fitted(encoder: "Encoder | Bm25", corpus: str) -> "Encoder":
 def _build(corpus: Any, options: argparse.Namespace, path: str | None = None) -> Any:
     given = {name: getattr(options, name) for name in ("n_postings", "centroid_fraction", "summary_energy")}
     changes = {name: value for name, value in given.items() if value is not None}
+    if options.no_seismic and (changes or options.lossless):
+        raise InputError("an index for exact search alone has no blocks to tune: leave the build options out")
     if options.lossless and {"n_postings", "summary_energy"} & changes.keys():
         raise InputError("--lossless prunes nothing: leave --n-postings and --summary-energy out")
     make = lsr.BuildOptions.lossless if options.lossless else lsr.BuildOptions

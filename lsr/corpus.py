@@ -19,7 +19,7 @@ from lsr.records import Document, Query
 #: A path, an ir-datasets id, or an iterable of documents (or dicts, (id, text) pairs, plain texts).
 CorpusSource: TypeAlias = "str | os.PathLike[str] | Iterable[Any]"
 
-ID_FIELDS = ("_id", "id", "doc_id", "docid")
+ID_FIELDS = ("_id", "id", "doc_id", "docid", "query_id", "qid")
 TEXT_FIELDS = ("text", "contents", "body")
 
 
@@ -39,6 +39,8 @@ class Corpus:
         """Yield the documents, refusing a repeated or empty id and an empty corpus."""
         seen: set[str] = set()
         for document in self.read():
+            if not isinstance(document.id, str):
+                raise InputError(f"{self.name}: the document id {document.id!r} is no string: ids are str")
             if not document.id:
                 raise InputError(f"{self.name}: document number {len(seen) + 1} has an empty id")
             if document.id in seen:

@@ -10,12 +10,13 @@ import json
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 from scipy.sparse import csr_array
+from tqdm import tqdm
 
 from lsr.errors import InputError, LsrWarning, MismatchError
 from lsr.files import new_folder
@@ -24,6 +25,10 @@ from lsr.vectors import SparseVectors
 
 ENCODER_FILE = "lsr_encoder.json"
 FORMAT_VERSION = 1
+
+
+#: Told how many texts were finished: a progress bar's ``update``.
+Advance: TypeAlias = Callable[[int], object]
 
 
 class Encoded(NamedTuple):
@@ -49,8 +54,11 @@ class TextEncoder(ABC):
     max_length: int | None
 
     @abstractmethod
-    def encode(self, texts: Sequence[str], *, progress: bool = False) -> Encoded:
-        """Encode texts to float32 vectors of shape (len(texts), vocabulary_size)."""
+    def encode(self, texts: Sequence[str], advance: Advance | None = None) -> Encoded:
+        """Encode texts to float32 vectors of shape (len(texts), vocabulary_size).
+
+        ``advance`` is called with the number of texts finished since it was last called.
+        """
 
     @abstractmethod
     def term(self, term_id: int) -> str:
@@ -125,19 +133,16 @@ class Encoder:
             float32 vectors of shape (n, vocabulary_size). Texts cut at the maximum length and texts
             that got no term are reported by a warning.
         """
+        if isinstance(texts, str):
+            raise InputError("encode_documents takes a list of texts: write encode_documents([text])")
         contents = [_content(text, "document") for text in texts]
-        encoded = self.documents.encode(contents, progress=progress)
+        encoded = encode_with_bar(self.documents, contents, progress)
         warn_about(encoded, self.documents, "document")
         return SparseVectors(encoded.vectors, encoder=self.fingerprint)
 
     def encode_queries(self, texts: Iterable[str | Query], *, progress: bool = False) -> SparseVectors:
         """Encode queries; as `encode_documents`."""
-        if isinstance(texts, str):
-            raise InputError("encode_queries takes a list of texts: write encode_queries([text])")
-        contents = [_content(text, "query") for text in texts]
-        encoded = self.queries.encode(contents, progress=progress)
-        warn_about(encoded, self.queries, "query")
-        return SparseVectors(encoded.vectors, encoder=self.fingerprint)
+        return encode_queries(self.queries, texts, self.fingerprint, progress=progress)
 
     def term(self, term_id: int) -> str:
         """The term of a column."""
@@ -179,6 +184,23 @@ class Encoder:
                 (folder / place).mkdir()
                 side.save_files(folder / place)
         (folder / ENCODER_FILE).write_text(json.dumps(fields, indent=2), encoding="utf-8")
+
+
+def encode_queries(
+    side: TextEncoder, texts: Iterable[str | Query], fingerprint: str | None, *, progress: bool = False
+) -> SparseVectors:
+    """Encode queries with one side, noting the encoder's fingerprint on the vectors."""
+    if isinstance(texts, str):
+        raise InputError("queries are given as a list of texts: write [text] for a single one")
+    encoded = encode_with_bar(side, [_content(text, "query") for text in texts], progress)
+    warn_about(encoded, side, "query")
+    return SparseVectors(encoded.vectors, encoder=fingerprint)
+
+
+def encode_with_bar(side: TextEncoder, contents: list[str], progress: bool) -> Encoded:
+    """Encode, with a progress bar on stderr if wanted."""
+    with tqdm(total=len(contents), desc="encoding", unit=" texts", disable=not progress) as bar:
+        return side.encode(contents, bar.update)
 
 
 def shares_files(documents: TextEncoder, queries: TextEncoder) -> bool:

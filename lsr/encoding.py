@@ -20,7 +20,7 @@ from scipy.sparse import csr_array, vstack
 from tqdm import tqdm
 
 from lsr.corpus import Corpus, CorpusSource, read_corpus
-from lsr.encoder import Encoded, Encoder, TextEncoder, warn_about
+from lsr.encoder import Encoded, Encoder, warn_about
 from lsr.errors import FormatError, InputError
 from lsr.files import replacing, write_synced
 from lsr.records import Document
@@ -65,13 +65,16 @@ def encode_corpus(
     truncated = 0
     with tqdm(desc="encoding documents", unit=" docs", disable=not progress) as bar:
         for number, shard in enumerate(_shards(documents)):
-            encoded = (store.read(number, shard) if store else None) or _encode(shard, encoder.documents)
-            if store:
-                store.write(number, shard, encoded)
+            encoded = store.read(number, shard) if store else None
+            if encoded is None:
+                encoded = encoder.documents.encode([document.content for document in shard], bar.update)
+                if store:
+                    store.write(number, shard, encoded)
+            else:
+                bar.update(len(shard))
             parts.append(encoded.vectors)
             ids += [document.id for document in shard]
             truncated += encoded.truncated
-            bar.update(len(shard))
     if store:
         store.finish(len(parts), len(ids), truncated)
     vectors = vstack(parts, format="csr")
@@ -140,8 +143,6 @@ class _ShardFolder:
     def write(self, number: int, documents: list[Document], encoded: Encoded) -> None:
         path = self.folder / _shard_name(number)
         content = _content_hash(documents)
-        if path.is_file() and self.read(number, documents) is not None:
-            return
         partial = path.with_name(f".{path.name}.partial")
         vectors = encoded.vectors
         arrays = {
@@ -152,7 +153,7 @@ class _ShardFolder:
             "content": np.array(content),
             "truncated": np.array(encoded.truncated),
         }
-        write_synced(partial, lambda file: np.savez(file, allow_pickle=False, **arrays))
+        write_synced(partial, lambda file: np.savez(file, **arrays))
         partial.replace(path)
 
     def finish(self, shards: int, n_documents: int, truncated: int) -> None:
@@ -167,10 +168,6 @@ def _shards(corpus: Corpus) -> Iterator[list[Document]]:
     documents = iter(corpus)
     while shard := list(islice(documents, SHARD_DOCUMENTS)):
         yield shard
-
-
-def _encode(documents: list[Document], side: TextEncoder) -> Encoded:
-    return side.encode([document.content for document in documents])
 
 
 def _content_hash(documents: list[Document]) -> str:
@@ -188,7 +185,7 @@ def _read_shard(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise FormatError(f"{path} is damaged ({error}): delete it and run lsr encode again") from error
 
 

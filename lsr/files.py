@@ -12,6 +12,9 @@ from typing import BinaryIO, TextIO
 
 from lsr.errors import FormatError, InputError
 
+#: Files by which a folder is known as one that lsr wrote, and may replace when told to overwrite.
+OURS = ("manifest.json", "lsr_encoder.json")
+
 
 def open_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
     """Yield (line number from 1, line without its end) of a UTF-8 text file, plain or .gz.
@@ -41,6 +44,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[TextIO]:
     path = Path(path)
     if not path.parent.is_dir():
         raise InputError(f"the folder {path.parent} does not exist: create it, or write elsewhere")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name a file")
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("w", encoding="utf-8") as file:
@@ -74,7 +79,9 @@ def new_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iter
     partial.mkdir()
     try:
         yield partial
-        _sync_folder(partial)
+        for inside in partial.rglob("*"):
+            _sync(inside)
+        _sync(partial)
         if path.exists():
             old = path.with_name(f".{path.name}.old")
             shutil.rmtree(old, ignore_errors=True)
@@ -83,7 +90,7 @@ def new_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iter
             shutil.rmtree(old)
         else:
             partial.rename(path)
-        _sync_folder(path.parent)
+        _sync(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -92,7 +99,8 @@ def check_target(path: str | os.PathLike[str], *, overwrite: bool) -> None:
     """Refuse, before any work is done, a folder that could not be written at the end.
 
     Raises:
-        InputError: ``path`` exists and ``overwrite`` is False, it is a file, or its parent is missing.
+        InputError: ``path`` exists and ``overwrite`` is False or lsr did not write it, it is a file, or
+            its parent is missing.
     """
     path = Path(path)
     if not path.absolute().parent.is_dir():
@@ -101,9 +109,12 @@ def check_target(path: str | os.PathLike[str], *, overwrite: bool) -> None:
         raise InputError(f"{path} is a file: name a folder")
     if path.exists() and not overwrite:
         raise InputError(f"{path} already exists: choose another path, or overwrite it (overwrite=True, --overwrite)")
+    if path.exists() and any(path.iterdir()) and not any((path / name).is_file() for name in OURS):
+        raise InputError(f"{path} is no index and no encoder, and will not be deleted: choose another path")
 
 
-def _sync_folder(path: Path) -> None:
+def _sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

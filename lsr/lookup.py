@@ -1,7 +1,8 @@
 """Inference-free queries: a tokenizer and a weight per vocabulary entry (IDF), no transformer.
 
-q_t = 1[t in query and not special] · relu(w_t), binary in the term's count (Geng et al.,
-arXiv 2411.04403). The table is read and written as ``idf.json``, as OpenSearch's models carry it.
+q_t = 1[t in query] · relu(w_t), binary in the term's count (Geng et al., arXiv 2411.04403). No
+[CLS] or [SEP] is put around the query, and `compute_idf` gives special terms no weight. The table is
+read and written as ``idf.json``, as OpenSearch's models carry it.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ from scipy.sparse import csr_array
 from tqdm import tqdm
 
 from lsr.bm25 import robertson_idf
-from lsr.encoder import Encoded, Encoder, TextEncoder
+from lsr.encoder import Advance, Encoded, Encoder, TextEncoder
 from lsr.errors import FormatError, InputError, MismatchError
 from lsr.files import replacing
 from lsr.records import Document
@@ -44,22 +45,23 @@ class LookupEncoder(TextEncoder):
                 f"the weight table has shape {weights.shape} but the tokenizer has {tokenizer.size:,} terms: "
                 "they belong to different models"
             )
-        if not np.isfinite(weights).all():
+        if not np.isfinite(weights.astype(np.float32)).all():
             raise InputError("the weight table holds NaN or infinite weights: compute it again")
         self.tokenizer = tokenizer.with_options(max_length, add_special_tokens=False)
         self.weights = np.maximum(weights, 0).astype(np.float32)
-        self.weights[tokenizer.special_ids] = 0
         self.vocabulary_size = len(weights)
         self.max_length = max_length
 
-    def encode(self, texts: Sequence[str], *, progress: bool = False) -> Encoded:
+    def encode(self, texts: Sequence[str], advance: Advance | None = None) -> Encoded:
         tokens = self.tokenizer(texts)
-        present = [np.unique(ids) for ids in tqdm(tokens.ids, desc="encoding", unit=" texts", disable=not progress)]
+        present = [np.unique(ids) for ids in tokens.ids]
         present = [ids[self.weights[ids] > 0] for ids in present]
         indptr = np.zeros(len(texts) + 1, dtype=np.int64)
         np.cumsum([len(ids) for ids in present], out=indptr[1:])
         terms = np.concatenate([*present, np.empty(0, dtype=np.int32)]).astype(np.int32, copy=False)
         vectors = csr_array((self.weights[terms], terms, indptr), shape=(len(texts), self.vocabulary_size))
+        if advance:
+            advance(len(texts))
         return Encoded(vectors, tokens.truncated)
 
     def term(self, term_id: int) -> str:
@@ -72,7 +74,7 @@ class LookupEncoder(TextEncoder):
 
     @property
     def vocabulary_hash(self) -> str:
-        return self.tokenizer.hash
+        return self.tokenizer.vocabulary_hash
 
     def config(self) -> dict[str, Any]:
         return {"max_length": self.max_length}
@@ -169,11 +171,11 @@ def read_idf(path: Path | str, encoder: Encoder) -> NDArray[np.float32]:
         raise InputError(f"{path} is missing: write one with lsr idf") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise FormatError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(table, dict) or not all(isinstance(weight, int | float) for weight in table.values()):
-        raise FormatError(f"{path} must be one JSON object of term: weight")
+    if not (isinstance(table, dict) and table and all(isinstance(weight, int | float) for weight in table.values())):
+        raise FormatError(f"{path} must be one JSON object of term: weight, with a term at least")
     vocabulary = tokenizer_of(encoder).vocabulary
     unknown = [term for term in table if term not in vocabulary]
-    if unknown or not table:
+    if unknown:
         raise MismatchError(
             f"{path} does not match the tokenizer: {len(unknown):,} of its {len(table):,} terms are unknown to it "
             f"(such as {', '.join(map(repr, unknown[:3]))}): use the table of this encoder's vocabulary"

@@ -11,9 +11,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import Tensor
-from tqdm import tqdm
 
-from lsr.encoder import Encoded, TextEncoder
+from lsr.encoder import Advance, Encoded, TextEncoder
 from lsr.errors import FormatError, InputError
 from lsr.pooling import ACTIVATIONS, POOLINGS, pool_logits
 from lsr.tokenizer import ModelTokenizer
@@ -30,11 +29,12 @@ class MlmModel:
 
     Args:
         model: a ``PreTrainedModel`` for masked language modelling, in evaluation mode.
-        tokenizer: its tokenizer.
+        hf_tokenizer: its ``PreTrainedTokenizerFast``.
     """
 
-    def __init__(self, model: Any, tokenizer: ModelTokenizer) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, model: Any, hf_tokenizer: Any) -> None:
+        self._hf_tokenizer = hf_tokenizer
+        self.tokenizer = tokenizer = ModelTokenizer(hf_tokenizer.backend_tokenizer.to_str(), max_length=512)
         self.model = model
         self.projection: torch.nn.Linear = model.get_output_embeddings()
         if tokenizer.size > self.projection.out_features:
@@ -52,6 +52,14 @@ class MlmModel:
                 f"{type(model).__name__} changes its logits after the last linear layer: this architecture is not "
                 "supported as an MLM encoder"
             )
+
+    @property
+    def max_length(self) -> int:
+        """Positions the model has, special tokens included."""
+        config = self.model.config
+        positions = int(getattr(config, "max_position_embeddings", None) or 512)
+        # these count positions from behind the padding id
+        return positions - 2 if config.model_type in ("roberta", "xlm-roberta", "camembert") else positions
 
     @torch.inference_mode()
     def _logits(self) -> Tensor:
@@ -82,13 +90,13 @@ class MlmModel:
         return hidden[mask], [0, *np.cumsum(lengths).tolist()]
 
     def save(self, folder: Path) -> None:
-        """Write a Hugging Face folder: config.json, model.safetensors, tokenizer.json."""
+        """Write a Hugging Face folder: configuration, weights, tokenizer."""
         self.model.set_submodule(self._place, self.projection)
         try:
             self.model.save_pretrained(folder)
         finally:
             self.model.set_submodule(self._place, torch.nn.Identity())
-        self.tokenizer.save(folder / "tokenizer.json")
+        self._hf_tokenizer.save_pretrained(folder)
 
 
 class MlmEncoder(TextEncoder):
@@ -110,6 +118,8 @@ class MlmEncoder(TextEncoder):
                 f"pooling={pooling!r}, activation={activation!r}: choose pooling from {', '.join(POOLINGS)} and "
                 f"activation from {', '.join(ACTIVATIONS)}"
             )
+        if max_length > model.max_length:
+            raise InputError(f"a maximum length of {max_length} tokens is more than the model's {model.max_length}")
         self.model = model
         self.tokenizer = model.tokenizer.with_options(max_length, add_special_tokens=True)
         self.max_length = max_length
@@ -117,18 +127,17 @@ class MlmEncoder(TextEncoder):
         self.activation = activation
         self.vocabulary_size = model.projection.out_features
 
-    def encode(self, texts: Sequence[str], *, progress: bool = False) -> Encoded:
+    def encode(self, texts: Sequence[str], advance: Advance | None = None) -> Encoded:
         tokens = self.tokenizer(texts)
         rows: list[tuple[NDArray[np.int32], NDArray[np.float32]]] = [_EMPTY] * len(texts)
-        with tqdm(total=len(texts), desc="encoding", unit=" texts", disable=not progress) as bar:
-            for batch in self._batches(tokens.ids):
-                pooled = self._pool([tokens.ids[i] for i in batch])
-                for i, weights in zip(batch, pooled, strict=True):
-                    # a text of special tokens alone says nothing
-                    if len(tokens.ids[i]) > self._n_special:
-                        terms = np.flatnonzero(weights).astype(np.int32)
-                        rows[i] = (terms, weights[terms])
-                bar.update(len(batch))
+        for batch in self._batches(tokens.ids):
+            pooled = self._pool([tokens.ids[i] for i in batch])
+            for i, weights in zip(batch, pooled, strict=True):
+                if len(tokens.ids[i]) > self._n_special:  # a text of special tokens alone says nothing
+                    terms = np.flatnonzero(weights).astype(np.int32)
+                    rows[i] = (terms, weights[terms])
+            if advance:
+                advance(len(batch))
         return Encoded(_stack(rows, self.vocabulary_size), tokens.truncated)
 
     @cached_property
@@ -172,7 +181,7 @@ class MlmEncoder(TextEncoder):
 
     @property
     def vocabulary_hash(self) -> str:
-        return self.tokenizer.hash
+        return self.tokenizer.vocabulary_hash
 
     def config(self) -> dict[str, Any]:
         return {

@@ -75,10 +75,13 @@ class _Lengths:
                 raise InputError(f"{name} must be at least 1 token: got {length}")
         self.asked = {"documents": documents, "queries": queries}
 
-    def of(self, side: str, saved: int | None = None) -> int:
+    def of(self, side: str, saved: int | None = None, *, most: int | None = None) -> int:
+        """The length of a side; a default is lowered to ``most``, what was asked for is not."""
         default = DOCUMENT_MAX_LENGTH if side == "documents" else QUERY_MAX_LENGTH
         asked = self.asked[side]
-        return asked if asked is not None else saved if saved is not None else default
+        if asked is not None:
+            return asked
+        return saved if saved is not None else min(default, most or default)
 
 
 def _download(source: str, revision: str | None) -> Path:
@@ -147,6 +150,7 @@ def load_side(
             side: TextEncoder = LIGHT_SIDES[kind].load(place, config)
             return side
         if kind == "mlm":
+            optional_import("torch", "encode", "running a transformer encoder")
             from lsr.mlm import MlmEncoder
 
             same = isinstance(shared, MlmEncoder) and config["folder"] == fields["documents"]["folder"]
@@ -184,11 +188,8 @@ def _load_checkpoint(folder: Path, lengths: _Lengths, device: str | None) -> Enc
 def _symmetric(model: "MlmModel", lengths: _Lengths, saved: int | None = None, **head: str) -> Encoder:
     from lsr.mlm import MlmEncoder
 
-    most = getattr(model.model.config, "max_position_embeddings", None) or DOCUMENT_MAX_LENGTH
-    if model.model.config.model_type in ("roberta", "xlm-roberta", "camembert"):
-        most -= 2  # positions start behind the padding id
-    most = min(most, saved or most)
-    documents, queries = (MlmEncoder(model, min(lengths.of(side), most), **head) for side in ("documents", "queries"))
+    most = min(model.max_length, saved or model.max_length)
+    documents, queries = (MlmEncoder(model, lengths.of(side, most=most), **head) for side in ("documents", "queries"))
     return Encoder(documents, queries)
 
 
@@ -213,10 +214,12 @@ def load_mlm(folder: Path, device: str | None = None) -> "MlmModel":
             use_safetensors=True,
             output_loading_info=True,
         )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder).backend_tokenizer.to_str()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise FormatError(f"{folder} cannot be loaded as a masked-LM checkpoint: {reason}") from error
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise FormatError(f"{folder} has only a slow Python tokenizer: save a tokenizer.json beside the model")
     missing = sorted(report["missing_keys"])
     if missing or report["mismatched_keys"]:
         raise FormatError(
@@ -225,7 +228,7 @@ def load_mlm(folder: Path, device: str | None = None) -> "MlmModel":
             "...ForMaskedLM model"
         )
     model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return MlmModel(model, ModelTokenizer(tokenizer, DOCUMENT_MAX_LENGTH))
+    return MlmModel(model, tokenizer)
 
 
 def _masked_lm_config(folder: Path, transformers: Any) -> Any:
@@ -281,8 +284,6 @@ def _load_chain(folder: Path, modules: list[tuple[str, Path]], lengths: _Lengths
 
 def _load_router(folder: Path, lengths: _Lengths, device: str | None) -> Encoder:
     """Documents through a transformer, queries through a table."""
-    import safetensors.numpy
-
     router = _read_json(folder / "router_config.json")
     routes = {
         route: [(_class_name(router["types"][name]), folder / name) for name in names]
@@ -297,6 +298,8 @@ def _load_router(folder: Path, lengths: _Lengths, device: str | None) -> Encoder
     weights_file = table / "model.safetensors"
     if not weights_file.is_file():
         raise FormatError(f"{weights_file} is missing: the router has no query weights")
+    import safetensors.numpy  # comes with transformers
+
     weights = safetensors.numpy.load_file(weights_file)["weight"]
     encoder = inference_free(documents, weights, max_length=lengths.of("queries"))
     if not _shares_vocabulary(table, encoder):

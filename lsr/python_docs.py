@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import sys
 import sysconfig
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -73,7 +74,10 @@ def _from_compiled() -> Iterator[tuple[str, str]]:
         spec = importlib.util.find_spec(name)
         compiled = ("built-in", *importlib.machinery.EXTENSION_SUFFIXES)
         if spec is not None and (spec.origin or "").endswith(compiled):
-            yield from _from_module(importlib.import_module(name), KNOWN_AS.get(name, name))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # deprecated modules have docs too
+                module = importlib.import_module(name)
+            yield from _from_module(module, KNOWN_AS.get(name, name))
 
 
 def _from_module(module: ModuleType, name: str) -> Iterator[tuple[str, str]]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from lsr.bm25 import Bm25
 from lsr.corpus import Corpus, CorpusSource, read_corpus
-from lsr.encoder import ENCODER_FILE, Encoder, TextEncoder, warn_about
+from lsr.encoder import ENCODER_FILE, Encoder, TextEncoder, encode_queries
 from lsr.encoding import EncodedCorpus, encode_corpus
 from lsr.errors import InputError, LsrError, MismatchError
 from lsr.files import check_target, new_folder
@@ -181,10 +181,7 @@ class Retriever:
 
     def encode_queries(self, texts: Iterable[str | Query]) -> SparseVectors:
         """Encode queries as this index expects them: shape (n, vocabulary)."""
-        contents = [text.text if isinstance(text, Query) else text for text in texts]
-        encoded = self.queries.encode(contents)
-        warn_about(encoded, self.queries, "query")
-        return SparseVectors(encoded.vectors, encoder=self.index.encoder_fingerprint)
+        return encode_queries(self.queries, texts, self.index.encoder_fingerprint)
 
     def search(self, query: str, k: int = 10, **options: Any) -> list[Hit]:
         """The k best documents for one question.

@@ -4,6 +4,7 @@ The tie rule: score descending; equal scores keep the order they came in, which 
 order in which the documents were added, and for a run file its rank column.
 """
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -35,6 +36,8 @@ class Run(Mapping[str, Ranking]):
         for query_id, (doc_ids, scores) in self._rankings.items():
             if len(doc_ids) != len(scores):
                 raise InputError(f"query {query_id!r} has {len(doc_ids)} documents but {len(scores)} scores")
+            if len(set(doc_ids)) != len(doc_ids):
+                raise InputError(f"query {query_id!r} ranks a document twice")
             if np.any(np.isnan(scores)) or np.any(scores[1:] > scores[:-1]):
                 raise InputError(f"query {query_id!r} is not ranked: scores must descend and not be NaN")
 
@@ -72,7 +75,7 @@ class Run(Mapping[str, Ranking]):
         with replacing(path) as file:
             for query_id, (doc_ids, scores) in self.items():
                 for rank, (doc_id, score) in enumerate(zip(doc_ids, scores, strict=True), start=1):
-                    if len(f"{query_id} {doc_id}".split()) != 2:
+                    if f"{query_id} {doc_id}".split() != [query_id, doc_id]:
                         raise InputError(
                             f"{query_id!r} / {doc_id!r} cannot be written to a TREC run file: "
                             "ids must be non-empty and without white space"
@@ -100,9 +103,12 @@ def read_run(path: str | os.PathLike[str]) -> Run:
             raise FormatError(f"{path}:{number}: document {doc_id!r} is listed twice for query {query_id!r}")
         seen.add((query_id, doc_id))
         try:
-            rows.setdefault(query_id, []).append((-float(score), int(rank), doc_id))
+            row = (-float(score), int(rank), doc_id)
         except ValueError as error:
             raise FormatError(f"{path}:{number}: rank must be an integer and score a number: {error}") from error
+        if math.isnan(row[0]):
+            raise FormatError(f"{path}:{number}: the score of document {doc_id!r} is NaN")
+        rows.setdefault(query_id, []).append(row)
     if not rows:
         raise FormatError(f"{path} holds no run line")
     rankings = {}
@@ -121,8 +127,8 @@ def read_qrels(path: str | os.PathLike[str]) -> Qrels:
     """
     qrels: Qrels = {}
     for number, line in open_lines(path):
-        fields = line.split()
-        if not fields or (number == 1 and fields[0] == "query-id"):
+        fields = line.split("\t") if "\t" in line else line.split()
+        if not line.strip() or (number == 1 and fields[0] == "query-id"):
             continue
         if len(fields) not in (3, 4):
             raise FormatError(f"{path}:{number}: a qrels line has 3 (BEIR) or 4 (TREC) fields, not {len(fields)}")

@@ -67,6 +67,11 @@ class ModelTokenizer:
         return hashlib.sha256(self.definition.encode()).hexdigest()
 
     @cached_property
+    def vocabulary_hash(self) -> str:
+        """SHA-256 of terms and ids: equal hashes mean that term ids stand for the same terms."""
+        return hashlib.sha256(json.dumps(self.vocabulary, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
     def size(self) -> int:
         """One more than the largest term id."""
         return max(self.vocabulary.values()) + 1

@@ -5,6 +5,7 @@ finite and non-negative. Term ids may be up to 32 bits wide.
 """
 
 from collections.abc import Mapping, Sequence
+from operator import index
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -53,6 +54,8 @@ def check_vectors(vectors: Any, *, vocabulary_size: int | None = None, what: str
             f"{what} vectors must be a scipy.sparse.csr_array of shape (n, vocabulary), "
             f"not {type(vectors).__name__}: build one with lsr.vectors.from_dicts or call .tocsr()"
         )
+    if vectors.ndim != 2:
+        raise InputError(f"{what} vectors must have shape (n, vocabulary), not {vectors.shape}: take one row as v[[i]]")
     if vectors.shape[1] > MAX_VOCABULARY:
         raise InputError(f"{what} vectors have {vectors.shape[1]:,} columns: at most 2^31 - 1 are supported")
     if vocabulary_size is not None and vectors.shape[1] != vocabulary_size:
@@ -61,11 +64,12 @@ def check_vectors(vectors: Any, *, vocabulary_size: int | None = None, what: str
             "terms: encode them with the encoder the index was built with"
         )
     indptr, terms, weights = vectors.indptr, vectors.indices, vectors.data
-    if indptr[0] != 0 or indptr[-1] != len(terms) or len(terms) != len(weights) or np.any(np.diff(indptr) < 0):
+    whole = len(indptr) == vectors.shape[0] + 1 and indptr[0] == 0 and indptr[-1] == len(terms) == len(weights)
+    if not whole or np.any(np.diff(indptr) < 0):
         raise InputError(f"{what} vectors have a broken indptr: rebuild the CSR array")
     _check_weights(indptr, terms, weights, what)
     _check_terms(indptr, terms, int(vectors.shape[1]), what)
-    data = weights.astype(np.float32, copy=False)
+    data = _as_float32(weights)
     if not np.all(np.isfinite(data)):
         raise InputError(f"{what} vectors have a weight beyond float32's range: scale them down")
     clean = csr_array((data, terms, indptr), shape=vectors.shape)
@@ -75,6 +79,11 @@ def check_vectors(vectors: Any, *, vocabulary_size: int | None = None, what: str
         clean = clean.copy()
         clean.eliminate_zeros()
     return clean
+
+
+def _as_float32(weights: NDArray[Any]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):  # what overflows is refused as infinite
+        return weights.astype(np.float32, copy=False)
 
 
 def _row_of(indptr: NDArray[Any], position: int) -> int:
@@ -118,16 +127,16 @@ def from_dicts(rows: Sequence[Mapping[int, float]], vocabulary_size: int) -> csr
         InputError: a term id is not an integer or a weight is not a number.
     """
     try:
-        ordered = [sorted((int(term), float(weight)) for term, weight in row.items()) for row in rows]
-    except (TypeError, ValueError) as error:
+        ordered = [sorted((index(term), float(weight)) for term, weight in row.items()) for row in rows]
+        terms = np.array([term for row in ordered for term, _ in row], dtype=np.int64)
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"a vector given as a dict must map integer term ids to numbers ({error}): "
             "to search with text use lsr.Retriever"
         ) from error
     indptr = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum([len(row) for row in ordered], out=indptr[1:])
-    terms = np.array([term for row in ordered for term, _ in row], dtype=np.int64)
-    weights = np.array([weight for row in ordered for _, weight in row], dtype=np.float32)
+    weights = _as_float32(np.array([weight for row in ordered for _, weight in row], dtype=np.float64))
     return csr_array((weights, terms, indptr), shape=(len(rows), vocabulary_size))
 
 
@@ -139,8 +148,9 @@ def as_query_vectors(queries: QueryVectors, vocabulary_size: int) -> csr_array:
     """
     if isinstance(queries, Mapping):
         queries = from_dicts([queries], vocabulary_size)
-    elif isinstance(queries, tuple) and len(queries) == 2:
+    elif isinstance(queries, tuple) and len(queries) == 2 and not isinstance(queries[0], Mapping):
         terms, weights = (np.atleast_1d(np.asarray(part)) for part in queries)
+        terms = terms if terms.size else terms.astype(np.int64)  # NumPy takes [] for floats
         if terms.shape != weights.shape or terms.ndim != 1 or terms.dtype.kind not in "iu":
             raise InputError(
                 "a query given as (term ids, weights) needs two 1-D arrays of one length, the ids integer: "

@@ -1,0 +1,120 @@
+"""What several test files share: a tiny masked-LM checkpoint, and the real data where it is there."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+WORDS = [
+    "a",
+    "the",
+    "of",
+    "and",
+    "sparse",
+    "dense",
+    "vector",
+    "vectors",
+    "retrieval",
+    "index",
+    "query",
+    "queries",
+    "document",
+    "documents",
+    "learned",
+    "search",
+    "term",
+    "weight",
+    "cat",
+    "dog",
+    "sat",
+    "on",
+    "mat",
+    "bank",
+    "river",
+    "money",
+    "loan",
+    "fish",
+    "water",
+    "boat",
+    "tree",
+    "##s",
+    "##ing",
+    "##ed",
+    "run",
+    "play",
+]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real collections and models that stands beside the checkout."""
+    if not SHARED.is_dir():
+        pytest.skip("the real collections (../shared) are not on this machine")
+    return SHARED
+
+
+def tiny_tokenizer(words: list[str] = WORDS) -> Tokenizer:
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = {term: i for i, term in enumerate([*special, *words])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.add_special_tokens(special)
+    ends = [("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])]
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, ends)
+    return tokenizer
+
+
+def write_checkpoint(folder: Path, *, kind: str = "BertForMaskedLM", seed: int = 0) -> Path:
+    """A Hugging Face folder with random weights, saved from the class ``kind``."""
+    import torch
+    import transformers
+
+    torch.manual_seed(seed)
+    tokenizer = tiny_tokenizer()
+    config = transformers.BertConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+    )
+    model = getattr(transformers, kind)(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.5)  # fresh weights are so small that every logit is near 0
+    model.save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "unk_token": "[UNK]",
+                "pad_token": "[PAD]",
+                "cls_token": "[CLS]",
+                "sep_token": "[SEP]",
+                "mask_token": "[MASK]",
+            }
+        )
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny masked-LM checkpoint."""
+    return write_checkpoint(tmp_path_factory.mktemp("mlm"))
+
+
+TEXTS = [
+    "The cat sat on the mat",
+    "Learned sparse retrieval weighs every term of the vocabulary",
+    "money in the bank, a loan from the bank",
+    "fish in the river water, a boat on the river",
+    "queries and documents are sparse vectors",
+    "dogs playing and running",
+]

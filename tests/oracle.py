@@ -1,0 +1,134 @@
+"""Plain twins of the compiled code: slow, obvious, and the judge of it."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+F32 = np.float32
+
+
+class Found(NamedTuple):
+    rows: list[int]
+    scores: list[np.float32]
+
+
+def dense(vectors) -> np.ndarray:
+    return vectors.toarray().astype(F32)
+
+
+def scores_of(query: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    """float32 sums in ascending order of term id, for every document."""
+    scores = np.zeros(len(documents), dtype=F32)
+    for term in np.flatnonzero(query):
+        scores = scores + query[term] * documents[:, term]
+    return scores
+
+
+def best(scores: np.ndarray, rows: list[int], k: int) -> Found:
+    """Score descending, ties by row; documents of score 0 are no hits."""
+    order = sorted((row for row in rows if scores[row] > 0), key=lambda row: (-scores[row], row))[:k]
+    return Found(order, [scores[row] for row in order])
+
+
+def exact_search(query: np.ndarray, documents: np.ndarray, k: int) -> Found:
+    return best(scores_of(query, documents), list(range(len(documents))), k)
+
+
+def document_head(document: np.ndarray, width: int) -> list[int]:
+    """The heaviest terms, of equal weights the smaller id first."""
+    return sorted(np.flatnonzero(document).tolist(), key=lambda term: (-document[term], term))[:width]
+
+
+def pruned_lists(documents: np.ndarray, n_postings: int | None, max_fraction: float) -> dict[int, list[int]]:
+    """Term → rows kept."""
+    used = np.flatnonzero(documents.any(axis=0)).tolist()
+    postings = [(term, row) for term in used for row in np.flatnonzero(documents[:, term]).tolist()]
+    if n_postings is None:
+        kept = postings
+    else:
+        ranked = sorted(postings, key=lambda posting: (-documents[posting[1], posting[0]], *posting))
+        kept = sorted(ranked[: n_postings * len(used)])
+    lists = {term: [row for t, row in kept if t == term] for term in used}
+    if n_postings is None:
+        return lists
+    cap = max(1, int(n_postings * max_fraction))
+    for term, rows in lists.items():
+        heaviest = sorted(rows, key=lambda row: (-documents[row, term], row))[:cap]
+        lists[term] = sorted(heaviest)
+    return lists
+
+
+def summary(documents: np.ndarray, rows: list[int], energy: float) -> dict[int, np.float32]:
+    """Coordinate-wise maximum, the fewest heaviest coordinates that reach the share of its mass."""
+    maximum = documents[rows].max(axis=0)
+    terms = np.flatnonzero(maximum).tolist()
+    if energy >= 1:
+        return {term: maximum[term] for term in terms}
+    total = sum(float(maximum[term]) for term in terms)
+    kept: list[int] = []
+    reached = 0.0
+    for term in sorted(terms, key=lambda term: (-maximum[term], term)):
+        if reached >= energy * total:
+            break
+        kept.append(term)
+        reached += float(maximum[term])
+    return {term: maximum[term] for term in sorted(kept)}
+
+
+class Block(NamedTuple):
+    rows: list[int]
+    summary: dict[int, np.float32]
+
+
+def decoded_blocks(segment) -> dict[int, list[Block]]:
+    """Term → blocks, read out of a segment's arrays."""
+    blocks, summaries, lists = segment.blocks, segment.summaries, segment.lists
+    decoded: dict[int, list[Block]] = {}
+    for listed, term in enumerate(lists.terms.tolist()):
+        first, last = blocks.ptr[listed], blocks.ptr[listed + 1]
+        of_list = [Block(blocks.rows[blocks.start[b] : blocks.start[b + 1]].tolist(), {}) for b in range(first, last)]
+        for s in range(summaries.ptr[listed], summaries.ptr[listed + 1]):
+            for e in range(summaries.entry_ptr[s], summaries.entry_ptr[s + 1]):
+                number = int(summaries.blocks[e])
+                at = first + number
+                value = F32(blocks.minimum[at] + blocks.step[at] * F32(summaries.codes[e]))
+                of_list[number].summary[int(summaries.terms[s])] = value
+        decoded[term] = of_list
+    return decoded
+
+
+def seismic_search(
+    query: np.ndarray,
+    documents: np.ndarray,
+    lists: dict[int, list[Block]],
+    k: int,
+    query_cut: int | None,
+    heap_factor: float,
+) -> Found:
+    """Algorithm 2 of the paper: a list of hits kept sorted in place of the heap."""
+    scores = scores_of(query, documents)
+    terms = sorted(np.flatnonzero(query).tolist(), key=lambda term: (-query[term], term))[:query_cut]
+    seen: set[int] = set()
+    first = True
+    for term in terms:
+        if term not in lists:
+            continue
+        bounds = [_summary_score(query, block) for block in lists[term]]
+        order = list(range(len(bounds)))
+        if first:
+            order.sort(key=lambda b: (-bounds[b], b))
+        first = False
+        for b in order:
+            found = best(scores, sorted(seen), k)
+            if len(found.rows) == k and bounds[b] < F32(heap_factor) * found.scores[-1]:
+                continue
+            seen.update(lists[term][b].rows)
+    return best(scores, sorted(seen), k)
+
+
+def _summary_score(query: np.ndarray, block: Block) -> np.float32:
+    score = F32(0)
+    for term in np.flatnonzero(query).tolist():
+        if term in block.summary:
+            score = F32(score + query[term] * block.summary[term])
+    return score

@@ -1,0 +1,291 @@
+"""The `Index` interface: what it takes, what it gives, what it refuses."""
+
+import dataclasses
+
+import numpy as np
+import oracle
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse import csr_array
+from strategies import collections
+
+import lsr
+from lsr.errors import InputError, LsrWarning, MismatchError
+from lsr.vectors import SparseVectors
+
+settings.register_profile("index", max_examples=40, deadline=None)
+settings.load_profile("index")
+
+
+def random_vectors(n: int, n_terms: int, nnz: int, seed: int) -> csr_array:
+    rng = np.random.default_rng(seed)
+    dense = np.zeros((n, n_terms), dtype=np.float32)
+    for row in dense:
+        row[rng.choice(n_terms, nnz, replace=False)] = rng.exponential(size=nnz).astype(np.float32) + 0.01
+    return csr_array(dense)
+
+
+DOCUMENTS = random_vectors(200, 50, 8, seed=0)
+QUERIES = random_vectors(20, 50, 5, seed=1)
+IDS = [f"d{i}" for i in range(200)]
+
+
+@pytest.fixture(scope="module")
+def index() -> lsr.Index:
+    return lsr.Index.build(DOCUMENTS, IDS)
+
+
+def small() -> lsr.Index:
+    return lsr.Index.build(csr_array(np.eye(3, 4, dtype=np.float32)), ["a", "b", "c"])
+
+
+@given(
+    collections(),
+    st.integers(1, 15),
+    st.sampled_from([0.1, 0.5, 1.0]),
+    st.integers(1, 4),
+    st.sampled_from([0.0, 0.5, 1.0]),
+    st.integers(0, 2),
+)
+def test_seismic_at_lossless_settings_equals_exact_search(collection, k, fraction, min_size, heap_factor, seed):
+    documents, queries = collection
+    k = min(k, documents.shape[0])
+    options = lsr.BuildOptions.lossless(centroid_fraction=fraction, min_block_size=min_size, seed=seed)
+    index = lsr.Index.build(documents, options=options)
+    exact = index.search(queries, k, exact=True)
+    seismic = index.search(queries, k, query_cut=None, heap_factor=heap_factor)
+    np.testing.assert_array_equal(seismic.rows, exact.rows)
+    np.testing.assert_array_equal(seismic.scores, exact.scores)
+
+
+def test_default_settings_keep_a_recall_floor(index):
+    exact, found = index.search(QUERIES, 10, exact=True), index.search(QUERIES, 10)
+    recalls = [
+        len(set(a[a >= 0]) & set(b[b >= 0])) / len(a[a >= 0]) for a, b in zip(exact.rows, found.rows, strict=True)
+    ]
+    assert np.mean(recalls) >= 0.95
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_batch_gives_what_single_queries_give(index, exact):
+    batch = index.search(QUERIES, 7, exact=exact, threads=3)
+    for i in range(len(batch)):
+        single = index.search(QUERIES[[i]], 7, exact=exact, threads=1)
+        assert single[0] == batch[i]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_results_do_not_depend_on_threads(index, threads):
+    np.testing.assert_array_equal(index.search(QUERIES, 10, threads=threads).rows, index.search(QUERIES, 10).rows)
+
+
+def test_permuting_documents_permutes_results():
+    order = np.random.default_rng(2).permutation(200)
+    permuted = lsr.Index.build(DOCUMENTS[order], [IDS[row] for row in order])
+    straight = lsr.Index.build(DOCUMENTS, IDS)
+    assert (
+        permuted.search(QUERIES, 10, exact=True).ids.tolist() == straight.search(QUERIES, 10, exact=True).ids.tolist()
+    )
+
+
+def test_ties_go_to_the_document_added_first():
+    index = lsr.Index.build(csr_array(np.ones((5, 1), np.float32)), list("edcba"))
+    for exact in (True, False):
+        assert [doc_id for doc_id, _ in index.search({0: 1.0}, 3, exact=exact)[0]] == ["e", "d", "c"]
+
+
+def test_hits_hold_ids_scores_and_padding(index):
+    hits = index.search(QUERIES, 10, exact=True)
+    assert hits.ids.shape == hits.scores.shape == (20, 10)
+    dense_query = oracle.dense(QUERIES)[0]
+    found = oracle.exact_search(dense_query, oracle.dense(DOCUMENTS), 10)
+    assert hits.ids[0].tolist() == [IDS[row] for row in found.rows]
+    two = small().search([{0: 1.0}, {}], 2)
+    assert two.ids.tolist() == [["a", None], [None, None]]
+    assert two.scores.tolist() == [[1.0, -np.inf], [-np.inf, -np.inf]]
+    assert two[0] == [("a", 1.0)]
+    assert two[1] == []
+
+
+def test_queries_may_be_dicts_or_arrays():
+    index = small()
+    csr = index.search(csr_array(np.array([[0, 2, 0, 1]], dtype=np.float32)), 3)
+    assert csr[0] == [("b", 2.0)]
+    assert index.search({1: 2.0, 3: 1.0}, 3)[0] == csr[0]
+    assert index.search([{1: 2.0, 3: 1.0}], 3)[0] == csr[0]
+    assert index.search((np.array([3, 1]), np.array([1.0, 2.0])), 3)[0] == csr[0]
+
+
+def test_ids_default_to_row_numbers():
+    index = lsr.Index.build(csr_array(np.eye(3, dtype=np.float32)))
+    assert index.search({2: 1.0}, 1)[0] == [("2", 1.0)]
+
+
+def test_more_hits_than_documents_are_padded_and_said():
+    with pytest.warns(LsrWarning, match="k = 10 is more than the 3 documents"):
+        hits = small().search({0: 1.0}, 10, exact=True)
+    assert hits.ids.shape == (1, 10)
+    assert hits[0] == [("a", 1.0)]
+
+
+def test_an_empty_document_is_kept_and_never_found():
+    index = lsr.Index.build(csr_array(np.array([[0.0, 0.0], [1.0, 1.0]], np.float32)), ["empty", "full"])
+    for exact in (True, False):
+        assert index.search({0: 1.0, 1: 1.0}, 2, exact=exact)[0] == [("full", 2.0)]
+
+
+def test_explain_adds_up_to_the_score(index):
+    hits = index.search(QUERIES[[3]], 1, exact=True)
+    doc_id, score = hits[0][0]
+    matches = index.explain(QUERIES[[3]], doc_id)
+    assert sum(match.contribution for match in matches) == pytest.approx(score, rel=1e-6)
+    assert [match.contribution for match in matches] == sorted((m.contribution for m in matches), reverse=True)
+
+
+def test_an_index_without_blocks_searches_exactly():
+    plain = lsr.Index.build(DOCUMENTS, IDS, options=lsr.BuildOptions(seismic=False))
+    blocked = lsr.Index.build(DOCUMENTS, IDS)
+    assert plain.search(QUERIES, 5).ids.tolist() == blocked.search(QUERIES, 5, exact=True).ids.tolist()
+    assert set(plain.sizes()) == {"forward", "lists", "ids"}
+
+
+def test_a_vocabulary_beyond_16_bits():
+    terms = [70_000, 200_000, 249_999]
+    documents = csr_array((np.ones(3, np.float32), ([0, 1, 2], terms)), shape=(3, 250_000))
+    index = lsr.Index.build(documents, ["a", "b", "c"])
+    for exact in (True, False):
+        assert index.search({200_000: 2.0, 5: 1.0}, 2, exact=exact)[0] == [("b", 2.0)]
+
+
+def test_queries_of_another_encoder_are_refused():
+    index = lsr.Index.build(SparseVectors(np.eye(3, dtype=np.float32), encoder="one"), ["a", "b", "c"])
+    assert index.search(SparseVectors(np.eye(3, dtype=np.float32), encoder="one"), 1).ids.tolist() == [
+        ["a"],
+        ["b"],
+        ["c"],
+    ]
+    with pytest.raises(MismatchError, match="made by the encoder two"):
+        index.search(SparseVectors(np.eye(3, dtype=np.float32), encoder="two"), 1)
+
+
+@pytest.mark.parametrize("k", [0, -1, 2.5, "3", True, None])
+def test_k_must_be_a_positive_integer(k):
+    with pytest.raises(InputError, match="k must be an integer of at least 1"):
+        small().search({0: 1.0}, k)
+
+
+@pytest.mark.parametrize(
+    ("knob", "value"),
+    [("query_cut", 0), ("query_cut", 2.5), ("query_cut", True), ("heap_factor", -0.1), ("heap_factor", "1")],
+)
+def test_knobs_out_of_range_are_refused(knob, value):
+    with pytest.raises(InputError, match=knob):
+        small().search({0: 1.0}, 1, **{knob: value})
+
+
+@pytest.mark.parametrize("knob", [{"query_cut": 3}, {"heap_factor": 0.5}])
+def test_knobs_of_approximate_search_are_refused_in_exact_search(knob):
+    with pytest.raises(InputError, match="leave them out of exact search"):
+        small().search({0: 1.0}, 1, exact=True, **knob)
+    plain = lsr.Index.build(csr_array(np.eye(3, dtype=np.float32)), options=lsr.BuildOptions(seismic=False))
+    with pytest.raises(InputError, match="leave them out of exact search"):
+        plain.search({0: 1.0}, 1, **knob)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5])
+def test_threads_must_be_positive(threads):
+    with pytest.raises(InputError, match="threads must be an integer of at least 1"):
+        small().search({0: 1.0}, 1, threads=threads)
+    with pytest.raises(InputError, match="threads must be an integer of at least 1"):
+        lsr.Index.build(DOCUMENTS, threads=threads)
+
+
+def test_the_index_keeps_nothing_of_the_caller_s_array():
+    documents = csr_array(np.eye(3, dtype=np.float32))
+    index = lsr.Index.build(documents, ["a", "b", "c"])
+    documents.data[:] = 9
+    for exact in (True, False):
+        assert index.search({0: 1.0}, 1, exact=exact)[0] == [("a", 1.0)]
+
+
+def test_a_run_needs_one_id_for_each_query(index):
+    hits = index.search(QUERIES[:2], 3)
+    assert hits.to_run(["q1", "q2"])["q1"].doc_ids == [doc_id for doc_id, _ in hits[0]]
+    for ids in (["q1"], ["q1", "q1"]):
+        with pytest.raises(InputError, match="2 queries need as many different ids"):
+            hits.to_run(ids)
+
+
+def test_unknown_options_are_refused():
+    with pytest.raises(TypeError, match="query_cutt"):
+        small().search({0: 1.0}, 1, query_cutt=3)
+    with pytest.raises(TypeError, match="n_posting"):
+        lsr.BuildOptions(n_posting=3)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("n_postings", 0),
+        ("n_postings", 2.5),
+        ("n_postings", "3"),
+        ("max_fraction", float("inf")),
+        ("seismic", 1),
+        ("max_fraction", 0),
+        ("centroid_fraction", 0),
+        ("centroid_fraction", 1.5),
+        ("min_block_size", 0),
+        ("centroid_terms", 0),
+        ("summary_energy", 0),
+        ("summary_energy", 1.1),
+        ("seed", -1),
+    ],
+)
+def test_build_options_out_of_range_are_refused(option, value):
+    with pytest.raises(InputError, match=f"build option {option} must be"):
+        lsr.BuildOptions(**{option: value})
+
+
+def test_build_options_survive_a_manifest():
+    options = lsr.BuildOptions(n_postings=7, seed=3)
+    assert lsr.BuildOptions.from_dict(options.to_dict()) == options
+    assert set(options.to_dict()) == {field.name for field in dataclasses.fields(options)}
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (["a", "b"], "2 ids were given for 3 documents"),
+        (["a", "b", "a"], "'a' is used twice, at rows 0 and 2"),
+        (["a", "", "c"], "row 1 is ''"),
+        (["a", 2, "c"], "row 1 is 2"),
+    ],
+)
+def test_bad_ids_are_refused_and_nothing_is_written(tmp_path, ids, message):
+    with pytest.raises(InputError, match=message):
+        lsr.Index.build(csr_array(np.eye(3, dtype=np.float32)), ids, tmp_path / "x.index")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("weight", [np.nan, np.inf, -1.0])
+def test_bad_weights_are_refused_and_nothing_is_written(tmp_path, weight):
+    documents = csr_array(np.eye(3, dtype=np.float32))
+    documents.data[1] = weight
+    with pytest.raises(InputError, match="document row 1 has a"):
+        lsr.Index.build(documents, path=tmp_path / "x.index")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_documents_are_refused():
+    with pytest.raises(InputError, match="no documents"):
+        lsr.Index.build(csr_array((0, 5), dtype=np.float32))
+
+
+def test_queries_of_another_width_are_refused():
+    with pytest.raises(InputError, match="vocabulary has 4 terms"):
+        small().search(csr_array(np.eye(2, 7, dtype=np.float32)))
+    with pytest.raises(InputError, match="term id 9, beyond the vocabulary"):
+        small().search({9: 1.0})
+    with pytest.raises(InputError, match="use lsr.Retriever"):
+        small().search("a text")

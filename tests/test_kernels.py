@@ -1,0 +1,143 @@
+"""Every kernel against its plain twin, and the postconditions of what the build makes."""
+
+import numpy as np
+import oracle
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse import csr_array
+from strategies import ANY, collections, sparse_matrices
+
+from lsr.index import build_kernels
+from lsr.index.build import build_segment
+from lsr.index.options import BuildOptions
+from lsr.index.prune import prune
+from lsr.index.search import Searcher
+from lsr.index.segment import check_segment
+from lsr.vectors import check_vectors
+
+settings.register_profile("kernels", max_examples=60, deadline=None)
+settings.load_profile("kernels")
+
+BUILDS = st.builds(
+    BuildOptions,
+    n_postings=st.sampled_from([None, 1, 2, 4]),
+    max_fraction=st.sampled_from([0.5, 1.0, 6.0]),
+    centroid_fraction=st.sampled_from([0.1, 0.3, 1.0]),
+    min_block_size=st.integers(1, 4),
+    centroid_terms=st.integers(1, 15),
+    summary_energy=st.sampled_from([0.2, 0.5, 0.9, 1.0]),
+    seed=st.integers(0, 3),
+)
+
+
+def assert_found(searched, expected: list[oracle.Found]) -> None:
+    scores, rows, counts = searched
+    for query, found in enumerate(expected):
+        n = counts[query]
+        assert rows[query, :n].tolist() == found.rows
+        assert scores[query, :n].tolist() == found.scores  # to the last bit
+        assert (rows[query, n:] == -1).all()
+        assert (scores[query, n:] == -np.inf).all()
+
+
+@given(collections(), st.integers(1, 20))
+def test_exact_search_equals_its_twin(collection, k):
+    documents, queries = collection
+    k = min(k, documents.shape[0])
+    segment = build_segment(check_vectors(documents), BuildOptions(seismic=False))
+    expected = [oracle.exact_search(query, oracle.dense(documents), k) for query in oracle.dense(queries)]
+    assert_found(Searcher(segment).exact(check_vectors(queries), k), expected)
+
+
+@given(
+    collections(), BUILDS, st.integers(1, 20), st.sampled_from([1, 2, 5, None]), st.sampled_from([0.0, 0.7, 0.9, 1.0])
+)
+def test_seismic_search_equals_its_twin(collection, options, k, query_cut, heap_factor):
+    documents, queries = collection
+    k = min(k, documents.shape[0])
+    segment = build_segment(check_vectors(documents), options)
+    lists = oracle.decoded_blocks(segment)
+    dense = oracle.dense(documents)
+    expected = [oracle.seismic_search(q, dense, lists, k, query_cut, heap_factor) for q in oracle.dense(queries)]
+    assert_found(Searcher(segment).seismic(check_vectors(queries), k, query_cut, heap_factor), expected)
+
+
+@given(sparse_matrices(), st.integers(1, 6))
+def test_document_heads_are_the_heaviest_terms(documents, width):
+    documents = check_vectors(documents)
+    counts = np.minimum(np.diff(documents.indptr), width)
+    ptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    terms, weights = np.zeros(ptr[-1], np.int64), np.zeros(ptr[-1], np.float32)
+    forward = (documents.indptr.astype(np.int64), documents.indices.astype(np.int64), documents.data)
+    build_kernels.document_heads(*forward, width, ptr, terms, weights)
+    for row, document in enumerate(oracle.dense(documents)):
+        head = terms[ptr[row] : ptr[row + 1]].tolist()
+        assert head == oracle.document_head(document, width)
+        assert weights[ptr[row] : ptr[row + 1]].tolist() == document[head].tolist()
+
+
+@given(sparse_matrices(), st.sampled_from([None, 1, 2, 3]), st.sampled_from([0.1, 0.5, 1.0, 6.0]))
+def test_pruning_keeps_the_largest_postings(documents, n_postings, max_fraction):
+    documents = check_vectors(documents)
+    lists = build_segment(documents, BuildOptions(seismic=False)).lists
+    ptr, rows = prune(lists, n_postings, max_fraction)
+    expected = oracle.pruned_lists(oracle.dense(documents), n_postings, max_fraction)
+    assert lists.terms.tolist() == list(expected)
+    assert [rows[ptr[i] : ptr[i + 1]].tolist() for i in range(len(ptr) - 1)] == list(expected.values())
+
+
+@given(sparse_matrices(max_rows=30), BUILDS)
+def test_blocks_partition_each_pruned_list(documents, options):
+    segment = build_segment(check_vectors(documents), options)
+    check_segment(segment)
+    expected = oracle.pruned_lists(oracle.dense(documents), options.n_postings, options.max_fraction)
+    for term, blocks in oracle.decoded_blocks(segment).items():
+        assert sorted(row for block in blocks for row in block.rows) == expected[term]
+        assert all(block.rows == sorted(block.rows) and block.rows for block in blocks)
+        small = [block for block in blocks if len(block.rows) < options.min_block_size]
+        assert not small or len(blocks) == 1 or len(small) <= 1  # the largest cluster always stays
+
+
+@given(sparse_matrices(max_rows=30), BUILDS)
+def test_summaries_hold_the_heaviest_coordinates_and_bound_them(documents, options):
+    segment = build_segment(check_vectors(documents), options)
+    dense = oracle.dense(documents)
+    for blocks in oracle.decoded_blocks(segment).values():
+        for block in blocks:
+            expected = oracle.summary(dense, block.rows, options.summary_energy)
+            assert sorted(block.summary) == sorted(expected)
+            step = (max(expected.values()) - min(expected.values())) / np.float32(255)
+            for term, weight in expected.items():
+                assert weight <= block.summary[term] <= weight + np.float32(1.01) * step + 1e-6 * weight
+
+
+@given(st.lists(ANY, min_size=1, max_size=40))
+def test_quantized_weights_are_never_below_the_weights(weights):
+    weights = np.array(weights, dtype=np.float32)
+    codes = np.zeros(len(weights), dtype=np.uint8)
+    low, step = build_kernels.quantize(weights, codes)
+    decoded = np.float32(low) + np.float32(step) * codes.astype(np.float32)
+    assert (decoded >= weights).all()
+    assert (decoded <= weights + 1.01 * np.float32(step) + 1e-6 * weights).all()
+
+
+@pytest.mark.parametrize("vocabulary_size", [10, 70_000])
+def test_terms_are_narrow_only_where_the_vocabulary_allows(vocabulary_size):
+    terms = np.array([0, 3, vocabulary_size - 1])
+    documents = csr_array((np.ones(3, np.float32), terms, np.array([0, 3])), shape=(1, vocabulary_size))
+    segment = build_segment(check_vectors(documents), BuildOptions())
+    assert segment.forward.terms.dtype == (np.uint16 if vocabulary_size == 10 else np.uint32)
+    assert segment.forward.terms.tolist() == terms.tolist()
+    for found in (Searcher(segment).exact(documents, 1), Searcher(segment).seismic(documents, 1, None, 1.0)):
+        assert found[0].tolist() == [[3.0]]
+
+
+@given(sparse_matrices(max_rows=30), st.integers(1, 5))
+def test_build_does_not_depend_on_the_number_of_threads(documents, threads):
+    documents = check_vectors(documents)
+    one, many = (build_segment(documents, BuildOptions(), threads=n) for n in (1, threads))
+    for name, family in one.families().items():
+        for a, b in zip(family, many.families()[name], strict=True):
+            assert a.dtype == b.dtype
+            np.testing.assert_array_equal(a, b)

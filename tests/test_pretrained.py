@@ -1,0 +1,192 @@
+"""`load_encoder`: every kind of folder it reads, and every kind it must refuse."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import TEXTS, tiny_tokenizer, write_checkpoint
+
+import lsr
+from lsr.errors import FormatError, InputError, MismatchError
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+def same_vectors(a: lsr.Encoder, b: lsr.Encoder) -> None:
+    for texts in (TEXTS[:3], TEXTS[:1]):
+        np.testing.assert_allclose(a.encode_documents(texts).toarray(), b.encode_documents(texts).toarray(), atol=1e-6)
+        np.testing.assert_allclose(a.encode_queries(texts).toarray(), b.encode_queries(texts).toarray(), atol=1e-6)
+
+
+# --- sentence-transformers ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pooling", ["max", "sum"])
+@pytest.mark.parametrize("activation", ["relu", "log1p_relu"])
+def test_a_sparse_encoder_folder_gives_the_library_s_vectors(tmp_path, checkpoint, pooling, activation):
+    from sentence_transformers import SparseEncoder
+    from sentence_transformers.sparse_encoder.modules import MLMTransformer, SpladePooling
+
+    theirs = SparseEncoder(
+        modules=[MLMTransformer(str(checkpoint)), SpladePooling(pooling, activation_function=activation)], device="cpu"
+    )
+    theirs.save_pretrained(str(tmp_path / "st"))
+    ours = lsr.load_encoder(tmp_path / "st")
+    expected = theirs.encode(TEXTS).to_dense().numpy()
+    np.testing.assert_allclose(ours.encode_documents(TEXTS).toarray(), expected, atol=1e-5)
+
+
+def test_a_router_folder_gives_the_library_s_vectors(tmp_path, checkpoint):
+    import torch
+    from sentence_transformers import SparseEncoder
+    from sentence_transformers.sentence_transformer.modules import Router
+    from sentence_transformers.sparse_encoder.modules import MLMTransformer, SparseStaticEmbedding, SpladePooling
+
+    documents = MLMTransformer(str(checkpoint))
+    weight = torch.arange(tiny_tokenizer().get_vocab_size(), dtype=torch.float32) / 7
+    router = Router.for_query_document(
+        query_modules=[SparseStaticEmbedding(tokenizer=documents.tokenizer, weight=weight)],
+        document_modules=[documents, SpladePooling("max")],
+    )
+    theirs = SparseEncoder(modules=[router], similarity_fn_name="dot", device="cpu")
+    theirs.save_pretrained(str(tmp_path / "st"))
+    ours = lsr.load_encoder(tmp_path / "st")
+    assert ours.queries.kind == "lookup"
+    queries, docs = (method(TEXTS).to_dense().numpy() for method in (theirs.encode_query, theirs.encode_document))
+    np.testing.assert_allclose(ours.encode_documents(TEXTS).toarray(), docs, atol=1e-5)
+    np.testing.assert_allclose(ours.encode_queries(TEXTS).toarray(), queries, atol=1e-5)
+
+
+def test_a_dense_model_is_refused(tmp_path, checkpoint):
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    ]
+    folder = shutil.copytree(checkpoint, tmp_path / "dense")
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(FormatError, match=r"a sentence-transformers model of Transformer \+ Pooling"):
+        lsr.load_encoder(folder)
+
+
+# --- OpenSearch, and mixtures of sides ---------------------------------------------------------
+
+
+def test_a_checkpoint_with_an_idf_table_is_inference_free(tmp_path, checkpoint):
+    folder = shutil.copytree(checkpoint, tmp_path / "doc-model")
+    (folder / "idf.json").write_text(json.dumps({"cat": 2.5, "of": 1.0, "a": 0.5, "river": 4.0}))
+    encoder = lsr.load_encoder(folder)
+    query = encoder.encode_queries(["the cat, the cat and the river "])
+    terms = {encoder.term(int(t)): w for t, w in zip(query.indices, query.data, strict=True)}
+    assert terms == {"cat": 2.5, "river": 4.0}
+    plain = lsr.load_encoder(checkpoint)
+    np.testing.assert_array_equal(encoder.encode_documents(TEXTS).toarray(), plain.encode_documents(TEXTS).toarray())
+    encoder.save(tmp_path / "saved")
+    same_vectors(lsr.load_encoder(tmp_path / "saved"), encoder)
+
+
+def test_documents_and_queries_may_have_different_models(tmp_path, checkpoint):
+    one, other = lsr.load_encoder(checkpoint), lsr.load_encoder(write_checkpoint(tmp_path / "other", seed=1))
+    mixed = one.with_queries(other)
+    np.testing.assert_array_equal(mixed.encode_documents(TEXTS).toarray(), one.encode_documents(TEXTS).toarray())
+    np.testing.assert_array_equal(mixed.encode_queries(TEXTS).toarray(), other.encode_queries(TEXTS).toarray())
+    assert mixed.fingerprint not in (one.fingerprint, other.fingerprint)
+    mixed.save(tmp_path / "mixed")
+    same_vectors(lsr.load_encoder(tmp_path / "mixed"), mixed)
+
+
+def test_sides_of_different_vocabularies_are_refused(checkpoint):
+    with pytest.raises(MismatchError, match="have different vocabularies"):
+        lsr.load_encoder(checkpoint).with_queries(lsr.Bm25().fit(TEXTS))
+
+
+def test_an_idf_table_of_another_vocabulary_is_refused(tmp_path, checkpoint):
+    folder = shutil.copytree(checkpoint, tmp_path / "doc-model")
+    (folder / "idf.json").write_text(json.dumps({"cat": 2.5, "Katze": 4.0}))
+    with pytest.raises(MismatchError, match=r"1 of its 2 terms are unknown to it \(such as 'Katze'\)"):
+        lsr.load_encoder(folder)
+
+
+# --- our own folders ---------------------------------------------------------------------------
+
+
+def test_a_symmetric_encoder_is_saved_once_and_keeps_its_lengths(tmp_path, checkpoint):
+    encoder = lsr.load_encoder(checkpoint, document_max_length=20, query_max_length=10)
+    encoder.save(tmp_path / "saved")
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == ["documents", "lsr_encoder.json"]
+    again = lsr.load_encoder(tmp_path / "saved")
+    assert (again.documents.max_length, again.queries.max_length) == (20, 10)
+    assert again.documents.model is again.queries.model
+    assert lsr.load_encoder(tmp_path / "saved", query_max_length=7).queries.max_length == 7
+    with pytest.raises(InputError, match="already exists"):
+        encoder.save(tmp_path / "saved")
+
+
+def test_a_damaged_or_newer_encoder_file_is_refused(tmp_path):
+    lsr.Bm25().fit(TEXTS).save(tmp_path / "bm25")
+    path = tmp_path / "bm25" / "lsr_encoder.json"
+    fields = json.loads(path.read_text())
+    for content, message in (
+        ("{", "is damaged"),
+        (json.dumps({**fields, "format_version": 2}), "has format 2, this version of lsr reads 1"),
+        (json.dumps({**fields, "documents": {"kind": "dance", "folder": "documents"}}), "unknown kind 'dance'"),
+        (json.dumps({k: v for k, v in fields.items() if k != "queries"}), "the queries side is damaged"),
+    ):
+        path.write_text(content)
+        with pytest.raises(FormatError, match=message):
+            lsr.load_encoder(tmp_path / "bm25")
+    path.write_text(json.dumps(fields))
+    (tmp_path / "bm25" / "queries" / "idf.npy").unlink()
+    with pytest.raises(FormatError, match="the queries side is damaged or unfinished"):
+        lsr.load_encoder(tmp_path / "bm25")
+
+
+# --- what is no sparse encoder -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["BertModel", "BertForSequenceClassification", "BertForTokenClassification"])
+def test_checkpoints_of_other_kinds_are_refused(tmp_path, kind):
+    with pytest.raises(FormatError, match=f"holds {kind}, not a masked language model"):
+        lsr.load_encoder(write_checkpoint(tmp_path / kind, kind=kind))
+
+
+def test_a_checkpoint_without_its_head_is_refused(tmp_path, checkpoint):
+    from safetensors.numpy import load_file, save_file
+
+    folder = shutil.copytree(checkpoint, tmp_path / "headless")
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {k: v for k, v in weights.items() if "transform" not in k}, folder / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(FormatError, match=r"has no trained masked-LM head: 4 weights are not in the checkpoint"):
+        lsr.load_encoder(folder)
+
+
+def test_a_tokenizer_larger_than_the_head_is_refused(tmp_path, checkpoint):
+    folder = shutil.copytree(checkpoint, tmp_path / "mismatch")
+    words = [f"word{i}" for i in range(200)]
+    tiny_tokenizer(words).save(str(folder / "tokenizer.json"))
+    with pytest.raises(FormatError, match="they belong to different models"):
+        lsr.load_encoder(folder)
+
+
+def test_folders_that_hold_nothing_are_refused(tmp_path):
+    with pytest.raises(InputError, match="the encoder folder .* does not exist"):
+        lsr.load_encoder(tmp_path / "nowhere")
+    with pytest.raises(FormatError, match="holds no encoder"):
+        lsr.load_encoder(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(FormatError, match="config.json"):
+        lsr.load_encoder(tmp_path)
+
+
+def test_a_hub_id_that_cannot_be_fetched_is_one_sentence(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match="'nobody/nothing' is no folder here and could not be fetched"):
+        lsr.load_encoder("nobody/nothing")
+
+
+@pytest.mark.parametrize("name", ["document_max_length", "query_max_length"])
+def test_lengths_below_one_token_are_refused(checkpoint, name):
+    with pytest.raises(InputError, match=f"{name} must be at least 1"):
+        lsr.load_encoder(checkpoint, **{name: 0})

@@ -1,0 +1,155 @@
+"""`Retriever`: text in, hits out, in memory and from disk, with every kind of encoder."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import TEXTS, write_checkpoint
+
+import lsr
+from lsr.errors import FormatError, InputError, LsrWarning, MismatchError
+
+DOCUMENTS = [lsr.Document(f"d{i}", text, f"title {i}") for i, text in enumerate(TEXTS)]
+
+
+def encoders(checkpoint) -> dict[str, lsr.Encoder | lsr.Bm25]:
+    splade = lsr.load_encoder(checkpoint)
+    return {
+        "bm25": lsr.Bm25(),
+        "splade": splade,
+        "inference-free": lsr.inference_free(splade, lsr.compute_idf(TEXTS, splade)),
+    }
+
+
+@pytest.mark.parametrize("kind", ["bm25", "splade", "inference-free"])
+def test_saved_and_reopened_it_finds_the_same(tmp_path, checkpoint, kind):
+    encoder = encoders(checkpoint)[kind]
+    memory = lsr.Retriever.build(DOCUMENTS, encoder)
+    saved = lsr.Retriever.build(DOCUMENTS, encoder, tmp_path / "x.index")
+    reopened = lsr.Retriever.open(tmp_path / "x.index")
+    hits = memory.search("fish in the river", 3)
+    assert hits
+    assert hits == saved.search("fish in the river", 3) == reopened.search("fish in the river", 3)
+    assert hits[0].text == TEXTS[int(hits[0].id[1:])]
+    assert hits[0].title == f"title {hits[0].id[1:]}"
+    assert [path.name for path in tmp_path.iterdir()] == ["x.index"]  # no vectors left beside it
+
+
+def test_bm25_finds_the_obvious():
+    retriever = lsr.Retriever.build(DOCUMENTS, lsr.Bm25())
+    assert [hit.id for hit in retriever.search("dogs that run", 2)] == ["d5"]
+    with pytest.warns(LsrWarning, match="1 of 1 queries have no term"):
+        assert retriever.search("xylophone", 2) == []
+
+
+@pytest.fixture
+def bm25() -> lsr.Retriever:
+    return lsr.Retriever.build(DOCUMENTS, lsr.Bm25())
+
+
+def test_explain_names_the_terms_of_the_score(bm25):
+    hit = bm25.search("the bank of the river", 1)[0]
+    matches = bm25.explain("the bank of the river", hit.id)
+    assert {match.term for match in matches} <= {"bank", "river"}
+    assert sum(match.contribution for match in matches) == pytest.approx(hit.score, rel=1e-6)
+
+
+def test_a_light_query_side_needs_no_transformer(tmp_path, checkpoint):
+    lsr.Retriever.build(DOCUMENTS, encoders(checkpoint)["inference-free"], tmp_path / "x.index")
+    code = (
+        "import sys, lsr\n"
+        f"hits = lsr.Retriever.open({str(tmp_path / 'x.index')!r}).search('fish in the river')\n"
+        "assert hits and not {'torch', 'transformers', 'ranx'} & set(sys.modules), sorted(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+def test_the_index_names_the_model_it_needs(tmp_path, checkpoint):
+    model = shutil.copytree(checkpoint, tmp_path / "model")
+    lsr.Retriever.build(DOCUMENTS, lsr.load_encoder(model), tmp_path / "x.index")
+    model.rename(tmp_path / "moved")
+    with pytest.raises(InputError, match=r"was built with the encoder .*model, which cannot be loaded now"):
+        lsr.Retriever.open(tmp_path / "x.index").search("river")
+    moved = lsr.Retriever.open(tmp_path / "x.index", lsr.load_encoder(tmp_path / "moved"))
+    assert moved.search("river", 1)
+    write_checkpoint(model, seed=5)
+    with pytest.raises(MismatchError, match="has changed since"):
+        lsr.Retriever.open(tmp_path / "x.index").search("river")
+
+
+def test_another_encoder_is_refused(tmp_path, checkpoint):
+    lsr.Retriever.build(DOCUMENTS, lsr.Bm25(), tmp_path / "x.index")
+    with pytest.raises(MismatchError, match="was built with another encoder"):
+        lsr.Retriever.open(tmp_path / "x.index", lsr.load_encoder(checkpoint))
+    with pytest.raises(MismatchError, match="was built with another encoder"):
+        lsr.Retriever.open(tmp_path / "x.index", lsr.Bm25().fit(TEXTS[:3]))
+    reopened = lsr.Retriever.open(tmp_path / "x.index")
+    with pytest.raises(MismatchError, match="encode the queries with the index's encoder"):
+        reopened.index.search(lsr.load_encoder(checkpoint).encode_queries(["cat"]), 1)
+
+
+def test_an_interrupted_build_resumes(tmp_path, checkpoint, monkeypatch):
+    monkeypatch.setattr("lsr.encoding.SHARD_DOCUMENTS", 2)
+    encoder = lsr.load_encoder(checkpoint)
+    encoded: list[int] = []
+    plain = encoder.documents.encode
+
+    def counting(texts, advance=None):
+        encoded.append(len(texts))
+        if sum(encoded) == 4:
+            raise KeyboardInterrupt
+        return plain(texts, advance)
+
+    monkeypatch.setattr(encoder.documents, "encode", counting)
+    with pytest.raises(KeyboardInterrupt):
+        lsr.Retriever.build(DOCUMENTS, encoder, tmp_path / "x.index")
+    assert [path.name for path in tmp_path.iterdir()] == [".x.index.vectors"]
+    encoded.clear()
+    monkeypatch.setattr(encoder.documents, "encode", lambda texts, advance=None: encoded.append(1) or plain(texts))
+    lsr.Retriever.build(DOCUMENTS, encoder, tmp_path / "x.index")
+    assert len(encoded) == 2  # the first of three shards was kept
+    assert [path.name for path in tmp_path.iterdir()] == ["x.index"]
+
+
+def test_the_query_must_say_something(bm25):
+    for query in ("", "  \n"):
+        with pytest.raises(InputError, match="the query is empty"):
+            bm25.search(query)
+    with pytest.raises(InputError, match="use search_many"):
+        bm25.search(["a", "b"])
+    with pytest.warns(LsrWarning, match="1 of 1 queries have no term"):
+        assert bm25.search("the of and", 3) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("missing.jsonl", None, "neither a file, nor a folder"),
+        ("empty.jsonl", "", "holds no documents"),
+        ("broken.jsonl", '{"_id": "1", "text": "a"}\n{"_id": "2", ', "broken.jsonl:2: not valid JSON"),
+        ("twice.jsonl", '{"_id": "1", "text": "a"}\n' * 2, "document id '1' is used twice"),
+    ],
+)
+def test_a_bad_corpus_leaves_nothing_behind(tmp_path, name, content, message):
+    path = tmp_path / "in" / name
+    path.parent.mkdir()
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises((InputError, FormatError), match=message):
+        lsr.Retriever.build(path, lsr.Bm25(), tmp_path / "x.index")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["in"]
+
+
+def test_an_index_without_texts_is_not_a_retriever(tmp_path):
+    encoder = lsr.Bm25().fit(TEXTS)
+    lsr.Index.build(encoder.encode_documents(TEXTS), path=tmp_path / "x.index")
+    with pytest.raises(InputError, match="an index of vectors without texts"):
+        lsr.Retriever.open(tmp_path / "x.index")
+
+
+def test_the_manifest_covers_texts_and_encoder(tmp_path):
+    lsr.Retriever.build(DOCUMENTS, lsr.Bm25(), tmp_path / "x.index")
+    files = json.loads((tmp_path / "x.index" / "manifest.json").read_text())["files"]
+    assert {"documents/texts.data.npy", "encoder/queries/idf.npy", "encoder/lsr_encoder.json"} <= set(files)
