@@ -141,20 +141,20 @@ def test_an_existing_folder_is_refused_before_the_block_runs(tmp_path: Path) -> 
 
 def test_overwriting_replaces_the_whole_folder(tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
-    (tmp_path / "made" / "old").write_text("old")
+    (tmp_path / "made" / "manifest.json").write_text("old")
     with new_folder(tmp_path / "made", overwrite=True) as folder:
         (folder / "new").write_text("new")
-        assert tree(tmp_path / "made") == {"old": "old"}
+        assert tree(tmp_path / "made") == {"manifest.json": "old"}
     assert tree(tmp_path) == {"made/new": "new"}
 
 
 def test_an_exception_while_overwriting_leaves_the_old_folder(tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
-    (tmp_path / "made" / "old").write_text("old")
+    (tmp_path / "made" / "manifest.json").write_text("old")
     with pytest.raises(RuntimeError), new_folder(tmp_path / "made", overwrite=True) as folder:  # noqa: PT012
         (folder / "new").write_text("half")
         raise RuntimeError
-    assert tree(tmp_path) == {"made/old": "old"}
+    assert tree(tmp_path) == {"made/manifest.json": "old"}
 
 
 def test_what_a_killed_process_left_behind_does_not_leak_into_the_new_folder(tmp_path: Path) -> None:
