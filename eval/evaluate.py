@@ -26,7 +26,7 @@ class Report:
 
     Attributes:
         dataset: name and split.
-        mode: "exact" or "seismic".
+        mode: "exact", "pruned" (by candidates) or "seismic" (by blocks).
         metrics: means over the judged queries.
         n_documents, n_queries, n_without_hits, n_unjudgeable: see `Scores`.
         self_matches: what was done about hits whose id is the query's.
@@ -90,7 +90,7 @@ def evaluate_retriever(
         metrics: see `evaluate_run`.
         drop_self_matches: whether hits whose id is the query's are dropped; None finds out whether
             the queries are themselves documents.
-        options: of `Index.search`: exact, query_cut, heap_factor, threads.
+        options: of `Index.search`: exact, candidates, query_cut, heap_factor, threads.
 
     Raises:
         InputError: the index is not of this collection's documents.
@@ -104,10 +104,9 @@ def evaluate_retriever(
     run = hits.to_run([query.id for query in dataset.queries], dataset.name)
     run = run.without_self_matches().truncated(k) if drop else run
     scores = evaluate_run(run, dataset.qrels, metrics)
-    exact = options.get("exact", False) or not index.manifest.options.seismic
     report = Report(
         dataset=dataset.name,
-        mode="exact" if exact else "seismic",
+        mode=_mode(options),
         metrics=scores.mean,
         n_documents=len(index),
         n_queries=scores.n_queries,
@@ -188,6 +187,12 @@ def _documents_named_as_queries(retriever: Retriever, queries: Sequence[Query]) 
             title, text = retriever.text_of(query.id)
             shared[query.id] = Document(query.id, text, title)
     return shared
+
+
+def _mode(options: dict[str, Any]) -> str:
+    if options.get("exact"):
+        return "exact"
+    return "seismic" if "query_cut" in options or "heap_factor" in options else "pruned"
 
 
 def _flops(queries: csr_array, document_frequencies: dict[int, int], n_documents: int) -> float:

@@ -11,9 +11,10 @@ from scipy.sparse import csr_array
 from tqdm import tqdm
 
 from lsr.index import build_kernels
+from lsr.index.invert import invert, quantize_lists
 from lsr.index.options import BuildOptions
 from lsr.index.prune import prune
-from lsr.index.segment import Array, Blocks, Forward, Lists, Segment, Summaries, frozen, narrow
+from lsr.index.segment import Array, Blocks, Forward, Segment, Summaries, frozen, narrow
 
 Result = TypeVar("Result")
 
@@ -34,30 +35,18 @@ def build_segment(
         frozen(narrow(vectors.indices, vocabulary_size - 1)),
         frozen(vectors.data.copy()),  # the caller may go on changing theirs
     )
-    lists = _invert(vectors)
+    inverted = invert(vectors)
+    lists = quantize_lists(inverted, vectors, options.head_mass)
     if not options.seismic:
         return Segment(n_documents, vocabulary_size, forward, lists, None, None)
     workers = threads or os.cpu_count() or 1
-    ptr, rows = prune(lists, options.n_postings, options.max_fraction)
+    ptr, rows = prune(inverted, options.n_postings, options.max_fraction)
     tasks = list(_tasks(ptr)) or [(0, 0)]  # documents without a single term
     bar: tqdm[Any]
     with tqdm(total=2 * len(tasks), desc="building blocks", unit=" tasks", disable=not progress) as bar:
         blocks = _cluster(ptr, rows, forward, vocabulary_size, options, tasks, workers, bar)
         summaries = _summarize(blocks, forward, vocabulary_size, options, tasks, workers, bar)
     return Segment(n_documents, vocabulary_size, forward, lists, blocks, summaries)
-
-
-def _invert(vectors: csr_array) -> Lists:
-    columns = vectors.tocsc()  # keeps the rows of a column ascending
-    lengths = np.diff(columns.indptr)
-    used = np.flatnonzero(lengths)
-    ptr = np.concatenate([[0], np.cumsum(lengths[used])]).astype(np.int64)
-    return Lists(
-        frozen(used.astype(np.int64)),
-        frozen(ptr),
-        frozen(columns.indices.astype(np.int32)),
-        frozen(columns.data),
-    )
 
 
 def _tasks(ptr: NDArray[np.int64]) -> Iterator[tuple[int, int]]:

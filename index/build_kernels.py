@@ -30,6 +30,29 @@ def document_heads(forward_ptr, forward_terms, forward_weights, width, head_ptr,
 
 
 @kernel
+def mark_heads(forward_ptr, forward_weights, mass, is_head):
+    """Mark each document's heaviest postings: the fewest whose sum reaches ``mass`` of the whole.
+
+    Of equal weights, the smaller term id goes first; with a mass of 1 all are marked.
+    """
+    for row in range(len(forward_ptr) - 1):
+        start, stop = forward_ptr[row], forward_ptr[row + 1]
+        if mass >= 1:
+            is_head[start:stop] = True
+            continue
+        order = np.argsort(-forward_weights[start:stop], kind="mergesort")
+        total = 0.0
+        for f in range(start, stop):
+            total += forward_weights[f]
+        reached = 0.0
+        for i in order:
+            if reached >= mass * total:
+                break
+            is_head[start + i] = True
+            reached += forward_weights[start + i]
+
+
+@kernel
 def _random(state):
     """The next number of a splitmix64 generator, 64 bits, and its new state."""
     state = state + np.uint64(0x9E3779B97F4A7C15)

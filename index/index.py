@@ -14,7 +14,7 @@ from lsr.files import check_target, new_folder
 from lsr.index.build import build_segment
 from lsr.index.hits import Hits
 from lsr.index.ids import Ids
-from lsr.index.options import HEAP_FACTOR, QUERY_CUT, BuildOptions, check_threads, is_count
+from lsr.index.options import CANDIDATES_PER_HIT, HEAP_FACTOR, QUERY_CUT, BuildOptions, check_threads, is_count
 from lsr.index.search import Searcher
 from lsr.index.segment import Segment
 from lsr.index.storage import Manifest, finish, open_index, write_index
@@ -140,32 +140,45 @@ class Index:
         k: int = 10,
         *,
         exact: bool = False,
-        query_cut: int | None = QUERY_CUT,
-        heap_factor: float = HEAP_FACTOR,
+        candidates: int | None = None,
+        query_cut: int | None = None,
+        heap_factor: float | None = None,
         threads: int | None = None,
     ) -> Hits:
         """Find the k documents with the largest dot product for every query.
+
+        There are three ways, and all give exact scores; what differs is which documents are looked at.
+        The knobs name the way; with none, it is the second with five candidates a hit.
 
         Args:
             queries: CSR of shape (n, vocabulary); or one {term id: weight} dict or a list of them;
                 or one (term ids, weights) pair.
             k: hits wanted per query.
-            exact: score every matching document, as an index without blocks always does; the two
-                knobs below must then be left alone.
-            query_cut: Seismic walks the lists of this many of the query's heaviest terms; None for all.
-            heap_factor: Seismic skips a block whose summary scores below heap_factor times the k-th
-                best score so far: 0 skips nothing, 1 loses nothing if summaries are whole.
+            exact: walk the query's inverted lists and miss no document.
+            candidates: walk only the heads of the lists (see ``BuildOptions.head_mass``), and score this
+                many documents, at least k, that look best by them. A query whose heads hold fewer
+                documents is answered exactly.
+            query_cut: walk the blocks (``BuildOptions.seismic``) in the lists of this many of the query's
+                heaviest terms; default 10.
+            heap_factor: skip a block whose summary scores below heap_factor times the k-th best score so
+                far, default 0.9: 0 skips nothing, 1 loses nothing if summaries are whole.
             threads: threads over the queries, by default one per core; the result is the same.
 
         Returns:
             Hits with arrays of shape (n, k). Documents that share no term with the query are no hits.
 
         Raises:
-            InputError: k, a knob or the queries are not acceptable.
+            InputError: k, a knob or the queries are not acceptable, or the index has no blocks.
             MismatchError: the queries come from another encoder than the index's vectors.
         """
-        exact = exact or self._segment.blocks is None
-        _check_search_options(k, exact, query_cut, heap_factor, threads)
+        by_blocks = query_cut is not None or heap_factor is not None
+        _check_search_options(k, exact, candidates, query_cut, heap_factor)
+        check_threads(threads)
+        if by_blocks and self._segment.blocks is None:
+            raise InputError(
+                "the index has no blocks for query_cut and heap_factor: build it with "
+                "BuildOptions(seismic=True) (--seismic), or search by candidates"
+            )
         self._check_encoder(queries)
         vectors = as_query_vectors(queries, self.vocabulary_size)
         if k > len(self):
@@ -174,8 +187,12 @@ class Index:
         reach = min(k, len(self))
         if exact:
             scores, rows, counts = self._searcher.exact(vectors, reach, threads)
+        elif by_blocks:
+            cut, factor = query_cut or QUERY_CUT, HEAP_FACTOR if heap_factor is None else heap_factor
+            scores, rows, counts = self._searcher.seismic(vectors, reach, cut, factor, threads)
         else:
-            scores, rows, counts = self._searcher.seismic(vectors, reach, query_cut, heap_factor, threads)
+            wanted = CANDIDATES_PER_HIT * reach if candidates is None else candidates
+            scores, rows, counts = self._searcher.pruned(vectors, reach, wanted, threads)
         if reach < k:
             padding = ((0, 0), (0, k - reach))
             scores = np.pad(scores, padding, constant_values=-np.inf)
@@ -206,7 +223,7 @@ class Index:
     def document_frequencies(self) -> dict[int, int]:
         """Term id to the number of documents that have it."""
         lists = self._segment.lists
-        return dict(zip(lists.terms.tolist(), np.diff(lists.ptr).tolist(), strict=True))
+        return dict(zip(lists.terms.tolist(), lists.lengths().tolist(), strict=True))
 
     def __len__(self) -> int:
         return self.manifest.n_documents
@@ -243,13 +260,20 @@ class Index:
             )
 
 
-def _check_search_options(k: int, exact: bool, query_cut: int | None, heap_factor: float, threads: int | None) -> None:
+def _check_search_options(
+    k: int, exact: bool, candidates: int | None, query_cut: int | None, heap_factor: float | None
+) -> None:
     if not is_count(k):
         raise InputError(f"k must be an integer of at least 1: got {k!r}")
-    if exact and (query_cut != QUERY_CUT or heap_factor != HEAP_FACTOR):
-        raise InputError("query_cut and heap_factor are knobs of approximate search: leave them out of exact search")
-    if query_cut is not None and not is_count(query_cut):
-        raise InputError(f"query_cut must be an integer of at least 1, or None for all terms: got {query_cut!r}")
-    if not isinstance(heap_factor, int | float | np.floating) or not 0 <= heap_factor <= 1:
+    by_blocks = query_cut is not None or heap_factor is not None
+    if exact and (by_blocks or candidates is not None):
+        raise InputError(
+            "candidates, query_cut and heap_factor are knobs of approximate search: leave them out of exact search"
+        )
+    if by_blocks and candidates is not None:
+        raise InputError("candidates goes without query_cut and heap_factor: they are knobs of another search")
+    for name, count in (("candidates", candidates), ("query_cut", query_cut)):
+        if count is not None and not is_count(count):
+            raise InputError(f"{name} must be an integer of at least 1: got {count!r}")
+    if heap_factor is not None and not (isinstance(heap_factor, int | float | np.floating) and 0 <= heap_factor <= 1):
         raise InputError(f"heap_factor must be a number from 0 (skip nothing) to 1: got {heap_factor!r}")
-    check_threads(threads)

@@ -76,37 +76,208 @@ def _find(values, start, stop, wanted):
 
 
 @kernel
-def search_exact(
-    query_ptr, query_terms, query_weights, first, last, list_terms, list_ptr, list_rows, list_weights,
-    accumulator, k, hit_scores, hit_rows, hit_counts,
+def _score(row, forward_ptr, forward_terms, forward_weights, dense_query):
+    """The score of one document."""
+    score = np.float32(0)
+    for f in range(forward_ptr[row], forward_ptr[row + 1]):
+        score += dense_query[forward_terms[f]] * forward_weights[f]
+    return score
+
+
+@kernel
+def scan_forward(
+    query_ptr, query_terms, query_weights, first, last, forward_ptr, forward_terms, forward_weights,
+    dense_query, k, hit_scores, hit_rows, hit_counts,
 ):  # fmt: skip
-    """Exact top k of queries ``first`` to ``last``, term at a time.
+    """Exact top k by scoring every document: for queries with more terms than `search_lists` takes."""
+    for query in range(first, last):
+        start, stop = query_ptr[query], query_ptr[query + 1]
+        for q in range(start, stop):
+            dense_query[query_terms[q]] = query_weights[q]
+        size = 0
+        for row in range(len(forward_ptr) - 1):
+            score = _score(row, forward_ptr, forward_terms, forward_weights, dense_query)
+            if score > 0:
+                size = _offer(hit_scores, hit_rows, query * k, size, k, score, row)
+        for q in range(start, stop):
+            dense_query[query_terms[q]] = 0
+        _sort_hits(hit_scores, hit_rows, query * k, size)
+        hit_counts[query] = size
+
+
+# --- inverted lists: integer bounds, then exact scores -------------------------------------------
+#
+# A posting adds ceil(multiplier * code / 256) to its document's 16-bit accumulator. The multipliers
+# are scaled so that no accumulator passes 2^15 - 1, and everything is rounded up: bound * unit is
+# never below the score. It is above by at most `slack` units, so that with the k-th largest bound B
+# no document below B - slack can be among the k best. The few that are left are scored exactly.
+
+MOST = 2**15 - 1  # of an accumulator: its highest bit is for comparing four at a time
+LANES = np.uint64(0x0001_0001_0001_0001)
+HIGH_BITS = np.uint64(0x8000_8000_8000_8000)
+BLOCK_WORDS = 16  # 64-bit words of accumulators looked at together: 64 documents
+LARGEST = np.float64(np.finfo(np.float32).max)
+
+
+@kernel
+def _multipliers(query_terms, query_weights, start, stop, list_terms, list_step, matched, multipliers):
+    """Find the query's lists, and scale their steps to accumulator units.
+
+    Returns the number of lists, the unit (float64) and the slack in units; ``matched`` and
+    ``multipliers`` are filled. No list: (0, 0, 0).
+    """
+    n = 0
+    total = 0.0
+    for q in range(start, stop):
+        listed = _find(list_terms, 0, len(list_terms), query_terms[q])
+        if listed >= 0:
+            matched[n] = listed
+            multipliers[n] = query_weights[q]
+            total += np.float64(query_weights[q]) * np.float64(list_step[listed]) * 255
+            n += 1
+    if n == 0:
+        return 0, 0.0, 0
+    unit = total / (MOST - 2 * n - 1)
+    for i in range(n):
+        multipliers[i] = np.ceil(multipliers[i] * np.float64(list_step[matched[i]]) / unit * 256)
+    # codes, multipliers and products are each rounded up; the last term covers float32's own rounding
+    slack = np.int64(np.ceil(1.001 * total / 255 / unit)) + 2 * n + 2 + n // 50
+    return n, unit, slack
+
+
+@kernel
+def _accumulate(accumulator, ptr, rows, codes, segment, multiplier):
+    """Add one list's postings of one window."""
+    factor = np.uint32(multiplier)
+    for p in range(ptr[segment], ptr[segment + 1]):
+        accumulator[rows[p]] += np.uint16((factor * np.uint32(codes[p]) + np.uint32(255)) >> np.uint32(8))
+
+
+@kernel
+def _collect(
+    accumulator,
+    words,
+    n_words,
+    first_row,
+    wanted,
+    slack,
+    heap_bounds,
+    heap_rows,
+    size,
+    found_bounds,
+    found_rows,
+    n_found,
+):
+    """Take the window's documents that may be among the best, and clear the accumulators.
+
+    The ``wanted`` largest bounds are kept in the heap. With slack >= 0, every document whose bound
+    is not below the heap's minimum less the slack is noted as found, too.
+    """
+    for begin in range(0, n_words, BLOCK_WORDS):
+        threshold = np.int64(1)
+        if size == wanted:
+            # without slack, a bound equal to the minimum is too late: the earlier row wins
+            threshold = max(np.int64(1), np.int64(heap_bounds[0]) - slack)
+        distance = np.uint64(MOST + 1 - threshold) * LANES
+        reached = np.uint64(0)
+        for w in range(begin, begin + BLOCK_WORDS):
+            reached |= words[w] + distance
+        if reached & HIGH_BITS:
+            for d in range(4 * begin, 4 * (begin + BLOCK_WORDS)):
+                bound = np.int64(accumulator[d])
+                if bound >= threshold:
+                    if slack >= 0:
+                        found_bounds[n_found] = bound
+                        found_rows[n_found] = first_row + d
+                        n_found += 1
+                    size = _offer(heap_bounds, heap_rows, 0, size, wanted, np.float32(bound), first_row + d)
+                    if size == wanted:
+                        threshold = max(np.int64(1), np.int64(heap_bounds[0]) - slack)
+        for w in range(begin, begin + BLOCK_WORDS):
+            words[w] = 0
+    return size, n_found
+
+
+@kernel
+def search_lists(
+    query_ptr, query_terms, query_weights, first, last,
+    list_terms, list_step, head_ptr, head_rows, head_codes, tail_ptr, tail_rows, tail_codes,
+    forward_ptr, forward_terms, forward_weights,
+    accumulator, words, dense_query, matched, multipliers, heap_bounds, heap_rows, found_bounds, found_rows,
+    candidates, k, hit_scores, hit_rows, hit_counts,
+):  # fmt: skip
+    """Top k of queries ``first`` to ``last`` through the inverted lists, term at a time.
 
     Args:
         query_ptr, query_terms, query_weights: the queries as CSR (int64, int64, float32).
         first, last: the queries to answer.
-        list_terms: sorted ids of the terms that have a list (int64).
-        list_ptr, list_rows, list_weights: the lists (int64, int32, float32).
-        accumulator: scratch, float32 zeros of shape (documents,); left zero.
+        list_terms, …, tail_codes: see `lsr.index.segment.Lists`.
+        forward_ptr, forward_terms, forward_weights: the documents as CSR.
+        accumulator: scratch, uint16 zeros, one per document of a window; left zero. words: the same
+            memory as uint64.
+        dense_query: scratch, float32 zeros (vocabulary,); left zero.
+        matched, multipliers: scratch, int64 and float64, as long as the longest query.
+        heap_bounds, heap_rows: scratch, float32 and int64 (max(k, candidates),).
+        found_bounds, found_rows: scratch, int64 (documents,); for exact search.
+        candidates: 0 for exact search; else only the heads of the lists are walked, and this many
+            documents, those of the largest bounds, are scored. A query whose heads hold fewer is
+            answered exactly.
         k: hits wanted, at most the number of documents.
         hit_scores, hit_rows, hit_counts: results of all queries: (n * k,), (n * k,), (n,).
     """
+    n_documents = len(forward_ptr) - 1
+    window = len(accumulator)
+    n_windows = (n_documents + window - 1) // window
     for query in range(first, last):
-        for q in range(query_ptr[query], query_ptr[query + 1]):
-            listed = _find(list_terms, 0, len(list_terms), query_terms[q])
-            if listed >= 0:
-                weight = query_weights[q]
-                for p in range(list_ptr[listed], list_ptr[listed + 1]):
-                    accumulator[list_rows[p]] += weight * list_weights[p]
-        size = 0
+        start, stop = query_ptr[query], query_ptr[query + 1]
+        n, unit, slack = _multipliers(
+            query_terms, query_weights, start, stop, list_terms, list_step, matched, multipliers
+        )
+        exact = candidates == 0
+        while True:
+            wanted = k if exact else candidates
+            size = 0
+            n_found = 0
+            for w in range(n_windows):
+                for i in range(n):
+                    segment = matched[i] * n_windows + w
+                    _accumulate(accumulator, head_ptr, head_rows, head_codes, segment, multipliers[i])
+                    if exact:
+                        _accumulate(accumulator, tail_ptr, tail_rows, tail_codes, segment, multipliers[i])
+                documents = min(window, n_documents - w * window)
+                n_words = (documents + 4 * BLOCK_WORDS - 1) // (4 * BLOCK_WORDS) * BLOCK_WORDS
+                size, n_found = _collect(
+                    accumulator, words, n_words, w * window, wanted, slack if exact else -1,
+                    heap_bounds, heap_rows, size, found_bounds, found_rows, n_found,
+                )  # fmt: skip
+            if exact or size == wanted:
+                break
+            exact = True  # the heads hold too few documents: the lists are short, walk them whole
+        for q in range(start, stop):
+            dense_query[query_terms[q]] = query_weights[q]
         base = query * k
-        for row in range(len(accumulator)):
-            score = accumulator[row]
-            if score > 0:
-                accumulator[row] = 0
-                size = _offer(hit_scores, hit_rows, base, size, k, score, row)
-        _sort_hits(hit_scores, hit_rows, base, size)
-        hit_counts[query] = size
+        n_hits = 0
+        if exact:
+            lowest = np.int64(heap_bounds[0]) - slack if size == k else 0
+            for i in range(n_found):
+                # bound * unit, and float32's rounding of a sum of n products, are above the score
+                most = found_bounds[i] * unit * (1 + (n + 2) * 2.0**-23)
+                hopeless = n_hits == k and most < min(np.float64(hit_scores[base]), LARGEST)
+                if found_bounds[i] >= lowest and not hopeless:
+                    row = found_rows[i]
+                    score = _score(row, forward_ptr, forward_terms, forward_weights, dense_query)
+                    if score > 0:
+                        n_hits = _offer(hit_scores, hit_rows, base, n_hits, k, score, row)
+        else:
+            for i in range(size):
+                row = heap_rows[i]
+                score = _score(row, forward_ptr, forward_terms, forward_weights, dense_query)
+                if score > 0:
+                    n_hits = _offer(hit_scores, hit_rows, base, n_hits, k, score, row)
+        for q in range(start, stop):
+            dense_query[query_terms[q]] = 0
+        _sort_hits(hit_scores, hit_rows, base, n_hits)
+        hit_counts[query] = n_hits
 
 
 @kernel
@@ -188,9 +359,7 @@ def _score_block(
         if visited[row] == epoch:
             continue
         visited[row] = epoch
-        score = np.float32(0)
-        for f in range(forward_ptr[row], forward_ptr[row + 1]):
-            score += dense_query[forward_terms[f]] * forward_weights[f]
+        score = _score(row, forward_ptr, forward_terms, forward_weights, dense_query)
         if score > 0:
             size = _offer(hit_scores, hit_rows, base, size, k, score, row)
     return size
@@ -208,7 +377,7 @@ def search_seismic(
     """Approximate top k of queries ``first`` to ``last`` (Seismic, arXiv 2404.18812, algorithm 2).
 
     Args:
-        query_ptr, …, list_terms: as in `search_exact`.
+        query_ptr, …, list_terms: as in `search_lists`.
         forward_ptr, forward_terms, forward_weights: the documents as CSR.
         block_ptr: blocks of each list (lists + 1); block_start: rows of each block (blocks + 1).
         block_rows: rows of the documents, block by block.

@@ -7,9 +7,11 @@ import numpy as np
 
 from lsr.errors import FormatError, InputError
 
-#: Search defaults of the approximate path; docs/parameters.md has what they were measured to reach.
+#: Defaults of search by blocks, and of search by the heads of the lists; docs/parameters.md has what
+#: they were measured to reach.
 QUERY_CUT = 10
 HEAP_FACTOR = 0.9
+CANDIDATES_PER_HIT = 5
 
 
 def is_count(value: object) -> bool:
@@ -30,9 +32,15 @@ def _between(value: object, most: float) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """Options of Seismic's build (Bruch et al., SIGIR 2024, arXiv 2404.18812), saved with the index.
+    """Options of the build, saved with the index.
+
+    All but ``head_mass`` and ``seismic`` are of Seismic's blocks (Bruch et al., SIGIR 2024, arXiv
+    2404.18812).
 
     Attributes:
+        head_mass: share of a document's L1 mass whose heaviest terms make the heads of the inverted
+            lists, which search by ``candidates`` walks.
+        seismic: whether blocks are built, which search by ``query_cut`` and ``heap_factor`` walks.
         n_postings: postings kept, as a mean per used term; the largest of the whole index stay.
             None keeps all.
         max_fraction: no list keeps more than ``n_postings * max_fraction`` postings.
@@ -40,17 +48,17 @@ class BuildOptions:
         min_block_size: smaller clusters are dissolved into their neighbours.
         centroid_terms: heaviest terms of a document that choose its block.
         summary_energy: share of a summary's L1 mass that is kept, 0 to 1; 1 keeps all.
-        seismic: whether blocks are built at all; without them every search is exact.
         seed: of the random choice of centroids.
     """
 
+    head_mass: float = 0.8
+    seismic: bool = False
     n_postings: int | None = 3000
     max_fraction: float = 6.0
     centroid_fraction: float = 0.05
     min_block_size: int = 3
     centroid_terms: int = 15
     summary_energy: float = 0.4
-    seismic: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -61,6 +69,7 @@ class BuildOptions:
             "min_block_size": (is_count(self.min_block_size), "an integer of at least 1"),
             "centroid_terms": (is_count(self.centroid_terms), "an integer of at least 1"),
             "summary_energy": (_between(self.summary_energy, 1), "above 0 and at most 1"),
+            "head_mass": (_between(self.head_mass, 1), "above 0 and at most 1"),
             "seismic": (isinstance(self.seismic, bool), "True or False"),
             "seed": (self.seed == 0 or (is_count(self.seed) and self.seed < 2**63), "an integer from 0 to 2^63 - 1"),
         }
@@ -70,8 +79,8 @@ class BuildOptions:
 
     @classmethod
     def lossless(cls, **changes: Any) -> "BuildOptions":
-        """Nothing pruned, whole summaries: approximate search can then be made exact."""
-        return cls(**{"n_postings": None, "summary_energy": 1.0, **changes})
+        """Blocks with nothing pruned and whole summaries: search by blocks can then be made exact."""
+        return cls(**{"seismic": True, "n_postings": None, "summary_energy": 1.0, **changes})
 
     def to_dict(self) -> dict[str, Any]:
         """As the manifest keeps it."""

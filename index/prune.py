@@ -3,10 +3,10 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from lsr.index.segment import Lists
+from lsr.index.invert import Inverted
 
 
-def prune(lists: Lists, n_postings: int | None, max_fraction: float) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+def prune(lists: Inverted, n_postings: int | None, max_fraction: float) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Keep the ``n_postings · number of lists`` largest postings of the whole index, capped per list.
 
     Equal weights are kept in the order of list, then row. No list keeps more than ``n_postings ·

@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from lsr.index import kernels
-from lsr.index.segment import Array, Segment
+from lsr.index.segment import WINDOW, Array, Segment
+
+#: Above this, 16-bit accumulators would be too coarse: every document is scored instead.
+MOST_QUERY_TERMS = 8_000
 
 Found = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]
 
@@ -40,11 +43,42 @@ class Searcher:
 
     def exact(self, queries: csr_array, k: int, threads: int | None = None) -> Found:
         """Exact top k: (scores, rows, counts) of shapes (n, k), (n, k), (n,)."""
-        segment = self.segment
+        if np.diff(queries.indptr).max(initial=0) > MOST_QUERY_TERMS:
+            return self._run(self._scan_forward, queries, k, threads)
+        return self._lists(queries, k, 0, threads)
 
-        def work(first: int, last: int, scratch: _Scratch, arguments: tuple[Array, ...], results: Found) -> None:
-            accumulator = scratch.zeros("accumulator", segment.n_documents, np.float32)
-            kernels.search_exact(*arguments, first, last, *segment.lists, accumulator, k, *results)
+    def pruned(self, queries: csr_array, k: int, candidates: int, threads: int | None = None) -> Found:
+        """Top k of the ``candidates`` documents that look best by the heads of their lists, as `exact`."""
+        if np.diff(queries.indptr).max(initial=0) > MOST_QUERY_TERMS:
+            return self._run(self._scan_forward, queries, k, threads)
+        return self._lists(queries, k, min(max(candidates, k), self.segment.n_documents), threads)
+
+    def _scan_forward(
+        self, first: int, last: int, scratch: _Scratch, arguments: tuple[Array, ...], k: int, results: Found
+    ) -> None:
+        dense_query = scratch.zeros("dense_query", self.segment.vocabulary_size, np.float32)
+        kernels.scan_forward(*arguments, first, last, *self.segment.forward, dense_query, k, *results)
+
+    def _lists(self, queries: csr_array, k: int, candidates: int, threads: int | None) -> Found:
+        segment = self.segment
+        longest = int(np.diff(queries.indptr).max(initial=0))
+
+        def work(
+            first: int, last: int, scratch: _Scratch, arguments: tuple[Array, ...], k: int, results: Found
+        ) -> None:
+            accumulator = scratch.zeros("accumulator", WINDOW, np.uint16)
+            kernels.search_lists(
+                *arguments, first, last, *segment.lists, *segment.forward,
+                accumulator, accumulator.view(np.uint64),
+                scratch.zeros("dense_query", segment.vocabulary_size, np.float32),
+                scratch.zeros("matched", longest + 1, np.int64),
+                scratch.zeros("multipliers", longest + 1, np.float64),
+                scratch.zeros("heap_bounds", max(k, candidates), np.float32),
+                scratch.zeros("heap_rows", max(k, candidates), np.int64),
+                scratch.zeros("found_bounds", segment.n_documents, np.int64),
+                scratch.zeros("found_rows", segment.n_documents, np.int64),
+                candidates, k, *results,
+            )  # fmt: skip
 
         return self._run(work, queries, k, threads)
 
@@ -52,20 +86,22 @@ class Searcher:
         self,
         queries: csr_array,
         k: int,
-        query_cut: int | None,
+        query_cut: int,
         heap_factor: float,
         threads: int | None = None,
     ) -> Found:
-        """Approximate top k, as `exact`. ``query_cut`` None walks the lists of all query terms."""
+        """Top k by the blocks of the query_cut heaviest terms' lists, as `exact`."""
         segment = self.segment
         if segment.blocks is None or segment.summaries is None:
             raise AssertionError("the caller checks that blocks were built")
         blocks, summaries = segment.blocks, segment.summaries
         most_blocks = int(np.diff(blocks.ptr).max(initial=0))
         longest = int(np.diff(queries.indptr).max(initial=0))
-        cut = longest if query_cut is None else min(query_cut, longest)
+        cut = min(query_cut, longest)
 
-        def work(first: int, last: int, scratch: _Scratch, arguments: tuple[Array, ...], results: Found) -> None:
+        def work(
+            first: int, last: int, scratch: _Scratch, arguments: tuple[Array, ...], k: int, results: Found
+        ) -> None:
             kernels.search_seismic(
                 *arguments, first, last, segment.lists.terms, *segment.forward, *blocks, *summaries,
                 scratch.zeros("dense_query", segment.vocabulary_size, np.float32),
@@ -96,7 +132,7 @@ class Searcher:
         def task(first: int, last: int) -> None:
             with self._lock:
                 scratch = self._free.pop() if self._free else _Scratch()
-            work(first, last, scratch, arguments, (scores, rows, counts))
+            work(first, last, scratch, arguments, k, (scores, rows, counts))
             with self._lock:  # not given back after an error: its arrays may not be clean
                 self._free.append(scratch)
 

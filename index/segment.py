@@ -22,13 +22,35 @@ class Forward(NamedTuple):
     weights: Array
 
 
+#: Documents in a window of the inverted lists: 16 bits name a document within its window.
+WINDOW = 2**16
+
+
 class Lists(NamedTuple):
-    """Inverted lists: sorted used terms int64, ptr int64 (lists + 1), rows int32, weights float32."""
+    """Inverted lists in windows of `WINDOW` documents, weights in 8 bits, in two tiers.
+
+    The head of a list holds the postings that are among the heaviest of their document (see
+    ``BuildOptions.head_mass``), the tail the others. step * code is never below the weight.
+
+    terms int64: the sorted used terms; step float32 (lists). Per tier: ptr int64 (lists * windows + 1),
+    list by list; rows uint16, ascending within a window; codes uint8.
+    """
 
     terms: Array
-    ptr: Array
-    rows: Array
-    weights: Array
+    step: Array
+    head_ptr: Array
+    head_rows: Array
+    head_codes: Array
+    tail_ptr: Array
+    tail_rows: Array
+    tail_codes: Array
+
+    def lengths(self) -> Array:
+        """Postings of each list, int64."""
+        if len(self.terms) == 0:
+            return np.zeros(0, dtype=np.int64)
+        windows = (len(self.head_ptr) - 1) // len(self.terms)
+        return np.diff(self.head_ptr[::windows]) + np.diff(self.tail_ptr[::windows])
 
 
 class Blocks(NamedTuple):
@@ -92,6 +114,11 @@ class Segment(NamedTuple):
         return self.forward.terms[start:stop].astype(np.int64), self.forward.weights[start:stop]
 
 
+def n_windows(n_documents: int) -> int:
+    """Windows that the inverted lists of so many documents have."""
+    return -(-n_documents // WINDOW)
+
+
 def narrow(values: Array, largest: int) -> Array:
     """Unsigned integers in 16 bits where ``largest`` allows it, else in 32."""
     return values.astype(np.uint16 if largest < 2**16 else np.uint32)
@@ -114,19 +141,22 @@ def check_segment(segment: Segment) -> None:
     rules = {
         "forward.ptr": len(forward.ptr) == segment.n_documents + 1,
         "forward": len(forward.terms) == len(forward.weights) == forward.ptr[-1],
-        "lists.ptr": len(lists.ptr) == len(lists.terms) + 1,
-        "lists": len(lists.rows) == len(lists.weights) == lists.ptr[-1],
+        "lists.step": len(lists.step) == len(lists.terms),
+        "lists.head_ptr": len(lists.head_ptr) == len(lists.terms) * n_windows(segment.n_documents) + 1,
+        "lists.tail_ptr": len(lists.tail_ptr) == len(lists.head_ptr),
+        "lists.head": len(lists.head_rows) == len(lists.head_codes) == lists.head_ptr[-1],
+        "lists.tail": len(lists.tail_rows) == len(lists.tail_codes) == lists.tail_ptr[-1],
     }
     blocks, summaries = segment.blocks, segment.summaries
     if (blocks is None) != (summaries is None):
         rules["blocks and summaries"] = False
     elif blocks is not None and summaries is not None:
         rules |= {
-            "blocks.ptr": len(blocks.ptr) == len(lists.ptr),
+            "blocks.ptr": len(blocks.ptr) == len(lists.terms) + 1,
             "blocks.start": len(blocks.start) == blocks.ptr[-1] + 1,
             "blocks": len(blocks.minimum) == len(blocks.step) == blocks.ptr[-1],
             "blocks.rows": len(blocks.rows) == blocks.start[-1],
-            "summaries.ptr": len(summaries.ptr) == len(lists.ptr),
+            "summaries.ptr": len(summaries.ptr) == len(lists.terms) + 1,
             "summaries.terms": len(summaries.terms) == summaries.ptr[-1],
             "summaries.entry_ptr": len(summaries.entry_ptr) == len(summaries.terms) + 1,
             "summaries": len(summaries.blocks) == len(summaries.codes) == summaries.entry_ptr[-1],

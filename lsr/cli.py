@@ -8,7 +8,7 @@ import argparse
 import json
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,19 +166,23 @@ def _build_options(command: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="keep the encoded vectors here, and use those that are here",
     )
-    group.add_argument("--n-postings", type=int, metavar="N", help="postings kept per term, as a mean")
-    group.add_argument("--centroid-fraction", type=float, metavar="F", help="blocks per posting")
-    group.add_argument("--summary-energy", type=float, metavar="F", help="share of a summary's mass kept")
-    group.add_argument("--lossless", action="store_true", help="prune nothing")
-    group.add_argument("--no-seismic", action="store_true", help="exact search only: a smaller index, built faster")
+    group.add_argument("--head-mass", type=float, metavar="F", help="share of a document that --candidates search sees")
+    group.add_argument("--seismic", action="store_true", help="build blocks too, for --query-cut and --heap-factor")
+    group.add_argument("--lossless", action="store_true", help="blocks with nothing pruned")
+    group.add_argument("--n-postings", type=int, metavar="N", help="blocks: postings kept per term, as a mean")
+    group.add_argument("--centroid-fraction", type=float, metavar="F", help="blocks: number per posting")
+    group.add_argument("--summary-energy", type=float, metavar="F", help="blocks: share of a summary's mass kept")
     group.add_argument("--threads", type=int, metavar="N", help="threads (default: one per core)")
 
 
 def _search_options(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("search (docs/parameters.md)")
-    group.add_argument("--exact", action="store_true", help="score every matching document")
-    group.add_argument("--query-cut", type=int, metavar="N", help="query terms whose lists are walked")
-    group.add_argument("--heap-factor", type=float, metavar="F", help="how soon a block is skipped, 0 (never) to 1")
+    group.add_argument("--exact", action="store_true", help="miss no document")
+    group.add_argument("--candidates", type=int, metavar="N", help="documents scored (default: five a hit)")
+    group.add_argument("--query-cut", type=int, metavar="N", help="by blocks: query terms whose lists are walked")
+    group.add_argument(
+        "--heap-factor", type=float, metavar="F", help="by blocks: how soon one is skipped, 0 (never) to 1"
+    )
 
 
 def _json_option(command: argparse.ArgumentParser) -> None:
@@ -248,7 +252,6 @@ def _evaluate(options: argparse.Namespace) -> None:
         if options.run:
             reports.append(evaluate_run_file(options.run, dataset, metrics=metrics, drop_self_matches=drop))
             continue
-        options.no_seismic = options.no_seismic or options.exact  # blocks that nobody would search
         retriever = _build(dataset.corpus, options)
         report, run, _ = evaluate_retriever(
             retriever,
@@ -347,8 +350,14 @@ def _fitted(encoder: "Encoder | Bm25", corpus: str) -> "Encoder":
 def _build(corpus: Any, options: argparse.Namespace, path: str | None = None) -> Any:
     given = {name: getattr(options, name) for name in ("n_postings", "centroid_fraction", "summary_energy")}
     changes = {name: value for name, value in given.items() if value is not None}
-    if options.no_seismic and (changes or options.lossless):
-        raise InputError("an index for exact search alone has no blocks to tune: leave the build options out")
+    if changes and not options.seismic and not options.lossless:
+        raise InputError(
+            f"{_flags(changes)} tune the blocks of an index built with --seismic: add that, or leave them out"
+        )
+    if options.head_mass is not None:
+        changes["head_mass"] = options.head_mass
+    if options.seismic:
+        changes["seismic"] = True
     if options.lossless and {"n_postings", "summary_energy"} & changes.keys():
         raise InputError("--lossless prunes nothing: leave --n-postings and --summary-energy out")
     make = lsr.BuildOptions.lossless if options.lossless else lsr.BuildOptions
@@ -356,7 +365,7 @@ def _build(corpus: Any, options: argparse.Namespace, path: str | None = None) ->
         corpus,
         _encoder(options),
         path,
-        options=make(**changes, seismic=not options.no_seismic),
+        options=make(**changes),
         vectors=options.vectors,
         threads=options.threads,
         progress=True,
@@ -365,13 +374,15 @@ def _build(corpus: Any, options: argparse.Namespace, path: str | None = None) ->
 
 
 def _search_arguments(options: argparse.Namespace) -> dict[str, Any]:
-    if options.exact and (options.query_cut is not None or options.heap_factor is not None):
-        raise InputError("--exact has no knobs: leave --query-cut and --heap-factor out")
-    knobs = {"query_cut": options.query_cut, "heap_factor": options.heap_factor}
-    return {
-        "exact": options.exact,
-        **{name: value for name, value in knobs.items() if value is not None},
-    }
+    given = {name: getattr(options, name) for name in ("candidates", "query_cut", "heap_factor")}
+    knobs = {name: value for name, value in given.items() if value is not None}
+    if options.exact and knobs:
+        raise InputError(f"--exact has no knobs: leave {_flags(knobs)} out")
+    return {"exact": options.exact, **knobs}
+
+
+def _flags(names: Iterable[str]) -> str:
+    return ", ".join("--" + name.replace("_", "-") for name in names)
 
 
 def _write_json(target: str, value: Any) -> None:

@@ -189,7 +189,7 @@ class Retriever:
         Args:
             query: the question.
             k: hits wanted; documents that share no term with the question are none.
-            options: of `Index.search`: exact, query_cut, heap_factor.
+            options: of `Index.search`: exact, candidates, query_cut, heap_factor, threads.
 
         Raises:
             InputError: the query is empty or an option is not acceptable.

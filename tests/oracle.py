@@ -34,6 +34,54 @@ def exact_search(query: np.ndarray, documents: np.ndarray, k: int) -> Found:
     return best(scores_of(query, documents), list(range(len(documents))), k)
 
 
+def heads(documents: np.ndarray, mass: float) -> np.ndarray:
+    """Mask of each document's heaviest postings: the fewest that reach the share of its mass."""
+    mask = np.zeros(documents.shape, dtype=bool)
+    for row, document in enumerate(documents):
+        total = sum(float(weight) for weight in document)
+        reached = 0.0
+        for term in document_head(document, len(document)):
+            if mass < 1 and reached >= mass * total:
+                break
+            mask[row, term] = True
+            reached += float(document[term])
+    return mask
+
+
+def bounds(query: np.ndarray, documents: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Every document's bound in accumulator units, from the postings of the mask alone."""
+    used = [term for term in np.flatnonzero(query) if documents[:, term].any()]
+    steps = {term: _step(documents[:, term].max()) for term in used}
+    total = sum(float(query[term]) * float(steps[term]) * 255 for term in used)
+    bound = np.zeros(len(documents), dtype=np.int64)
+    for term in used:
+        unit = total / (2**15 - 2 - 2 * len(used))
+        multiplier = int(np.ceil(float(query[term]) * float(steps[term]) / unit * 256))
+        for row in np.flatnonzero(mask[:, term]):
+            weight, step = float(documents[row, term]), float(steps[term])
+            code = int(np.ceil(weight / step))
+            code += step * code < weight
+            bound[row] += (multiplier * code + 255) // 256
+    return bound
+
+
+def _step(largest: np.float32) -> np.float32:
+    step = F32(float(largest) / 255)
+    return step if 255 * float(step) >= float(largest) else np.nextafter(step, F32(np.inf))
+
+
+def pruned_search(query: np.ndarray, documents: np.ndarray, mask: np.ndarray, k: int, candidates: int) -> Found:
+    """The exact scores of the documents with the largest bounds, of equal ones the first.
+
+    Where the heads hold fewer documents than candidates are wanted, the search is exact.
+    """
+    bound = bounds(query, documents, mask)
+    if np.count_nonzero(bound) < candidates:
+        return exact_search(query, documents, k)
+    ranked = sorted(np.flatnonzero(bound).tolist(), key=lambda row: (-bound[row], row))[:candidates]
+    return best(scores_of(query, documents), ranked, k)
+
+
 def document_head(document: np.ndarray, width: int) -> list[int]:
     """The heaviest terms, of equal weights the smaller id first."""
     return sorted(np.flatnonzero(document).tolist(), key=lambda term: (-document[term], term))[:width]
@@ -102,7 +150,7 @@ def seismic_search(
     documents: np.ndarray,
     lists: dict[int, list[Block]],
     k: int,
-    query_cut: int | None,
+    query_cut: int,
     heap_factor: float,
 ) -> Found:
     """Algorithm 2 of the paper: a list of hits kept sorted in place of the heap."""

@@ -99,7 +99,10 @@ def test_idf_makes_queries_inference_free(tmp_path, corpus, checkpoint, capsys):
         (["evaluate", "--model", "bm25", "--dataset", "d", "--exact", "--query-cut", "3"], "neither a file"),
         (["index", "c", "--model", "bm25", "--out", "no/where/x.index"], "does not exist: create it"),
         (["index", "c", "--model", "./nowhere", "--out", "x.index"], "the encoder folder ./nowhere does not exist"),
-        (["index", "c", "--model", "bm25", "--no-seismic", "--n-postings", "3", "--out", "x"], "no blocks to tune"),
+        (
+            ["index", "c", "--model", "bm25", "--n-postings", "3", "--out", "x"],
+            "tune the blocks of an index built with --seismic",
+        ),
         (["evaluate", "--model", "bm25", "--dataset", "a", "--dataset", "b", "--save-run", "x"], "one --dataset at a"),
         (["index", "c", "--model", "bm25", "--idf", "idf.json", "--out", "x.index"], "not with bm25"),
     ],

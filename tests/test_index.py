@@ -29,15 +29,19 @@ def random_vectors(n: int, n_terms: int, nnz: int, seed: int) -> csr_array:
 DOCUMENTS = random_vectors(200, 50, 8, seed=0)
 QUERIES = random_vectors(20, 50, 5, seed=1)
 IDS = [f"d{i}" for i in range(200)]
+BLOCKS = lsr.BuildOptions(seismic=True)
+
+#: The three ways to search, the approximate ones so generous that they miss nothing in tiny collections.
+METHODS = [{"exact": True}, {"candidates": 40}, {"query_cut": 10, "heap_factor": 0.5}]
 
 
 @pytest.fixture(scope="module")
 def index() -> lsr.Index:
-    return lsr.Index.build(DOCUMENTS, IDS)
+    return lsr.Index.build(DOCUMENTS, IDS, options=BLOCKS)
 
 
 def small() -> lsr.Index:
-    return lsr.Index.build(csr_array(np.eye(3, 4, dtype=np.float32)), ["a", "b", "c"])
+    return lsr.Index.build(csr_array(np.eye(3, 4, dtype=np.float32)), ["a", "b", "c"], options=BLOCKS)
 
 
 @given(
@@ -54,24 +58,49 @@ def test_seismic_at_lossless_settings_equals_exact_search(collection, k, fractio
     options = lsr.BuildOptions.lossless(centroid_fraction=fraction, min_block_size=min_size, seed=seed)
     index = lsr.Index.build(documents, options=options)
     exact = index.search(queries, k, exact=True)
-    seismic = index.search(queries, k, query_cut=None, heap_factor=heap_factor)
+    seismic = index.search(queries, k, query_cut=1_000, heap_factor=heap_factor)
     np.testing.assert_array_equal(seismic.rows, exact.rows)
     np.testing.assert_array_equal(seismic.scores, exact.scores)
 
 
-def test_default_settings_keep_a_recall_floor(index):
-    exact, found = index.search(QUERIES, 10, exact=True), index.search(QUERIES, 10)
-    recalls = [
-        len(set(a[a >= 0]) & set(b[b >= 0])) / len(a[a >= 0]) for a, b in zip(exact.rows, found.rows, strict=True)
-    ]
+@pytest.mark.parametrize("knobs", [{}, {"candidates": 50}, {"query_cut": 10}])
+def test_default_settings_keep_a_recall_floor(index, knobs):
+    exact, found = index.search(QUERIES, 10, exact=True), index.search(QUERIES, 10, **knobs)
+    pairs = zip(exact.rows, found.rows, strict=True)
+    recalls = [len(set(a[a >= 0]) & set(b[b >= 0])) / len(a[a >= 0]) for a, b in pairs]
     assert np.mean(recalls) >= 0.95
 
 
-@pytest.mark.parametrize("exact", [True, False])
-def test_a_batch_gives_what_single_queries_give(index, exact):
-    batch = index.search(QUERIES, 7, exact=exact, threads=3)
+@given(collections(), st.integers(1, 15), st.sampled_from([0.1, 0.5, 1.0]))
+def test_as_many_candidates_as_documents_equal_exact_search(collection, k, head_mass):
+    documents, queries = collection
+    n = documents.shape[0]
+    index = lsr.Index.build(documents, options=lsr.BuildOptions(head_mass=head_mass))
+    exact = index.search(queries, min(k, n), exact=True)
+    found = index.search(queries, min(k, n), candidates=n)
+    np.testing.assert_array_equal(found.rows, exact.rows)
+    np.testing.assert_array_equal(found.scores, exact.scores)
+
+
+def test_a_term_outside_of_all_heads_is_still_found():
+    documents = csr_array(np.array([[9.0, 9.0, 0.1], [9.0, 9.0, 0.2], [9.0, 9.0, 0.0]], dtype=np.float32))
+    hits = lsr.Index.build(documents, ["a", "b", "c"]).search({2: 1.0}, 2)
+    assert [doc_id for doc_id, _ in hits[0]] == ["b", "a"]
+
+
+def test_exact_search_orders_near_ties_that_8_bits_cannot_tell_apart():
+    rng = np.random.default_rng(0)
+    documents = (1 + rng.random((3_000, 4)) * 1e-3).astype(np.float32)
+    query = np.array([[1.0, 0.7, 0.9, 0.3]], dtype=np.float32)
+    hits = lsr.Index.build(csr_array(documents)).search(csr_array(query), 20, exact=True)
+    assert hits.rows[0].tolist() == oracle.exact_search(query[0], documents, 20).rows
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_batch_gives_what_single_queries_give(index, method):
+    batch = index.search(QUERIES, 7, **method, threads=3)
     for i in range(len(batch)):
-        single = index.search(QUERIES[[i]], 7, exact=exact, threads=1)
+        single = index.search(QUERIES[[i]], 7, **method, threads=1)
         assert single[0] == batch[i]
 
 
@@ -90,9 +119,9 @@ def test_permuting_documents_permutes_results():
 
 
 def test_ties_go_to_the_document_added_first():
-    index = lsr.Index.build(csr_array(np.ones((5, 1), np.float32)), list("edcba"))
-    for exact in (True, False):
-        assert [doc_id for doc_id, _ in index.search({0: 1.0}, 3, exact=exact)[0]] == ["e", "d", "c"]
+    index = lsr.Index.build(csr_array(np.ones((5, 1), np.float32)), list("edcba"), options=BLOCKS)
+    for method in METHODS:
+        assert [doc_id for doc_id, _ in index.search({0: 1.0}, 3, **method)[0]] == ["e", "d", "c"]
 
 
 def test_hits_hold_ids_scores_and_padding(index):
@@ -130,9 +159,11 @@ def test_more_hits_than_documents_are_padded_and_said():
 
 
 def test_an_empty_document_is_kept_and_never_found():
-    index = lsr.Index.build(csr_array(np.array([[0.0, 0.0], [1.0, 1.0]], np.float32)), ["empty", "full"])
-    for exact in (True, False):
-        assert index.search({0: 1.0, 1: 1.0}, 2, exact=exact)[0] == [("full", 2.0)]
+    index = lsr.Index.build(
+        csr_array(np.array([[0.0, 0.0], [1.0, 1.0]], np.float32)), ["empty", "full"], options=BLOCKS
+    )
+    for method in METHODS:
+        assert index.search({0: 1.0, 1: 1.0}, 2, **method)[0] == [("full", 2.0)]
 
 
 def test_explain_adds_up_to_the_score(index):
@@ -143,19 +174,23 @@ def test_explain_adds_up_to_the_score(index):
     assert [match.contribution for match in matches] == sorted((m.contribution for m in matches), reverse=True)
 
 
-def test_an_index_without_blocks_searches_exactly():
-    plain = lsr.Index.build(DOCUMENTS, IDS, options=lsr.BuildOptions(seismic=False))
-    blocked = lsr.Index.build(DOCUMENTS, IDS)
-    assert plain.search(QUERIES, 5).ids.tolist() == blocked.search(QUERIES, 5, exact=True).ids.tolist()
+def test_blocks_are_an_option():
+    plain = lsr.Index.build(DOCUMENTS, IDS)
+    blocked = lsr.Index.build(DOCUMENTS, IDS, options=BLOCKS)
+    assert plain.search(QUERIES, 5).ids.tolist() == blocked.search(QUERIES, 5).ids.tolist()
     assert set(plain.sizes()) == {"forward", "lists", "ids"}
+    assert set(blocked.sizes()) == {"forward", "lists", "blocks", "summaries", "ids"}
+    for knob in ({"query_cut": 3}, {"heap_factor": 0.5}):
+        with pytest.raises(InputError, match="the index has no blocks for query_cut and heap_factor"):
+            plain.search(QUERIES, 5, **knob)
 
 
 def test_a_vocabulary_beyond_16_bits():
     terms = [70_000, 200_000, 249_999]
     documents = csr_array((np.ones(3, np.float32), ([0, 1, 2], terms)), shape=(3, 250_000))
-    index = lsr.Index.build(documents, ["a", "b", "c"])
-    for exact in (True, False):
-        assert index.search({200_000: 2.0, 5: 1.0}, 2, exact=exact)[0] == [("b", 2.0)]
+    index = lsr.Index.build(documents, ["a", "b", "c"], options=BLOCKS)
+    for method in METHODS:
+        assert index.search({200_000: 2.0, 5: 1.0}, 2, **method)[0] == [("b", 2.0)]
 
 
 def test_queries_of_another_encoder_are_refused():
@@ -177,20 +212,30 @@ def test_k_must_be_a_positive_integer(k):
 
 @pytest.mark.parametrize(
     ("knob", "value"),
-    [("query_cut", 0), ("query_cut", 2.5), ("query_cut", True), ("heap_factor", -0.1), ("heap_factor", "1")],
+    [
+        ("query_cut", 0),
+        ("query_cut", 2.5),
+        ("query_cut", True),
+        ("candidates", 0),
+        ("candidates", 1.5),
+        ("heap_factor", -0.1),
+        ("heap_factor", "1"),
+    ],
 )
 def test_knobs_out_of_range_are_refused(knob, value):
     with pytest.raises(InputError, match=knob):
         small().search({0: 1.0}, 1, **{knob: value})
 
 
-@pytest.mark.parametrize("knob", [{"query_cut": 3}, {"heap_factor": 0.5}])
+@pytest.mark.parametrize("knob", [{"query_cut": 3}, {"heap_factor": 0.5}, {"candidates": 5}])
 def test_knobs_of_approximate_search_are_refused_in_exact_search(knob):
     with pytest.raises(InputError, match="leave them out of exact search"):
         small().search({0: 1.0}, 1, exact=True, **knob)
-    plain = lsr.Index.build(csr_array(np.eye(3, dtype=np.float32)), options=lsr.BuildOptions(seismic=False))
-    with pytest.raises(InputError, match="leave them out of exact search"):
-        plain.search({0: 1.0}, 1, **knob)
+
+
+def test_knobs_of_two_searches_are_refused_together():
+    with pytest.raises(InputError, match="candidates goes without query_cut and heap_factor"):
+        small().search({0: 1.0}, 1, candidates=3, query_cut=3)
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5])
@@ -203,10 +248,10 @@ def test_threads_must_be_positive(threads):
 
 def test_the_index_keeps_nothing_of_the_caller_s_array():
     documents = csr_array(np.eye(3, dtype=np.float32))
-    index = lsr.Index.build(documents, ["a", "b", "c"])
+    index = lsr.Index.build(documents, ["a", "b", "c"], options=BLOCKS)
     documents.data[:] = 9
-    for exact in (True, False):
-        assert index.search({0: 1.0}, 1, exact=exact)[0] == [("a", 1.0)]
+    for method in METHODS:
+        assert index.search({0: 1.0}, 1, **method)[0] == [("a", 1.0)]
 
 
 def test_a_run_needs_one_id_for_each_query(index):
@@ -227,6 +272,7 @@ def test_unknown_options_are_refused():
 @pytest.mark.parametrize(
     ("option", "value"),
     [
+        ("head_mass", 0),
         ("n_postings", 0),
         ("n_postings", 2.5),
         ("n_postings", "3"),

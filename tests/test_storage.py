@@ -17,6 +17,8 @@ from lsr.errors import FormatError, InputError
 from lsr.index.storage import MANIFEST, _checksum
 
 DATA = Path(__file__).parent / "data"
+BLOCKS = lsr.BuildOptions(seismic=True)
+METHODS = [{"exact": True}, {"candidates": 20}, {"query_cut": 10}]
 
 
 def documents() -> csr_array:
@@ -30,16 +32,16 @@ IDS = [f"doc-{i}-é" for i in range(60)]
 
 @pytest.fixture
 def saved(tmp_path) -> Path:
-    lsr.Index.build(documents(), IDS, tmp_path / "x.index")
+    lsr.Index.build(documents(), IDS, tmp_path / "x.index", options=BLOCKS)
     return tmp_path / "x.index"
 
 
-@pytest.mark.parametrize("exact", [True, False])
-def test_a_reopened_index_finds_the_same(saved, exact):
-    memory = lsr.Index.build(documents(), IDS)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_reopened_index_finds_the_same(saved, method):
+    memory = lsr.Index.build(documents(), IDS, options=BLOCKS)
     reopened = lsr.Index.open(saved)
     queries = documents()[:10]
-    a, b = (index.search(queries, 5, exact=exact) for index in (memory, reopened))
+    a, b = (index.search(queries, 5, **method) for index in (memory, reopened))
     assert a.ids.tolist() == b.ids.tolist()
     np.testing.assert_array_equal(a.scores, b.scores)
 
@@ -116,7 +118,7 @@ def test_every_altered_file_is_refused(saved):
 
 
 def test_an_alteration_that_kept_the_time_is_found_by_verify(saved):
-    path = saved / "segment-00000" / "lists.weights.npy"
+    path = saved / "segment-00000" / "lists.head_codes.npy"
     stat, content = path.stat(), path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
@@ -137,7 +139,7 @@ def test_a_copied_index_opens_and_is_checked_once(saved, tmp_path):
     shutil.copytree(saved, tmp_path / "copy.index", copy_function=shutil.copy)
     assert len(lsr.Index.open(tmp_path / "copy.index")) == 60
     seen = json.loads((tmp_path / "copy.index" / "checked.json").read_text())
-    name = "segment-00000/lists.rows.npy"
+    name = "segment-00000/lists.head_rows.npy"
     assert seen[name][1] == (tmp_path / "copy.index" / name).stat().st_mtime_ns
 
 
@@ -189,15 +191,15 @@ def test_an_index_that_cannot_be_written_to_opens(saved):
 
 def test_an_index_of_empty_documents_can_be_saved(tmp_path):
     empty = csr_array((3, 5), dtype=np.float32)
-    lsr.Index.build(empty, ["a", "b", "c"], tmp_path / "empty.index")
+    lsr.Index.build(empty, ["a", "b", "c"], tmp_path / "empty.index", options=BLOCKS)
     index = lsr.Index.open(tmp_path / "empty.index")
-    assert index.search({0: 1.0}, 2)[0] == []
-    assert index.search({0: 1.0}, 2, exact=True)[0] == []
+    for method in METHODS:
+        assert index.search({0: 1.0}, 2, **method)[0] == []
 
 
 def test_the_index_of_format_1_still_opens():
     """An index written once by the first version, kept as it is."""
     index = lsr.Index.open(DATA / "format-1.index")
     assert len(index) == 4
-    for exact in (True, False):
-        assert index.search({0: 1.0, 2: 2.0}, 3, exact=exact)[0] == [("c", 8.5), ("a", 1.0), ("b", 0.5)]
+    for method in METHODS:
+        assert index.search({0: 1.0, 2: 2.0}, 3, **method)[0] == [("c", 8.5), ("a", 1.0), ("b", 0.5)]
