@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +29,20 @@ class Dataset:
     qrels: Qrels
 
 
-def load_dataset(source: str | os.PathLike[str], split: str | None = None) -> Dataset:
+def load_dataset(source: str | os.PathLike[str], split: str | None = None, *, skip_repeats: bool = False) -> Dataset:
     """Load queries and qrels; documents stream when they are read.
 
     Args:
         source: a BEIR folder (corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv; plain or .gz), or an
             ir-datasets id such as ``beir/scifact/test``.
         split: which qrels; by default "test", for an ir-datasets id what the id says.
+        skip_repeats: see `lsr.read_corpus`.
 
     Raises:
         InputError: there is no such collection or split, or a judged query has no text.
     """
-    if Path(source).is_dir():
-        return _load_folder(Path(source), split or "test")
-    return _load_ir(str(source), split)
+    dataset = _load_folder(Path(source), split or "test") if Path(source).is_dir() else _load_ir(str(source), split)
+    return replace(dataset, corpus=read_corpus(dataset.corpus, skip_repeats=skip_repeats))
 
 
 def _load_folder(folder: Path, split: str) -> Dataset:

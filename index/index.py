@@ -157,7 +157,8 @@ class Index:
             exact: walk the query's inverted lists and miss no document.
             candidates: walk only the heads of the lists (see ``BuildOptions.head_mass``), and score this
                 many documents, at least k, that look best by them. A query whose heads hold fewer
-                documents is answered exactly.
+                documents, or whose tails are so short that walking them costs less than scoring the
+                candidates, is answered exactly.
             query_cut: walk the blocks (``BuildOptions.seismic``) in the lists of this many of the query's
                 heaviest terms; default 10.
             heap_factor: skip a block whose summary scores below heap_factor times the k-th best score so

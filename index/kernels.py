@@ -204,7 +204,7 @@ def search_lists(
     list_terms, list_step, head_ptr, head_rows, head_codes, tail_ptr, tail_rows, tail_codes,
     forward_ptr, forward_terms, forward_weights,
     accumulator, words, dense_query, matched, multipliers, heap_bounds, heap_rows, found_bounds, found_rows,
-    candidates, k, hit_scores, hit_rows, hit_counts,
+    candidates, postings_per_score, k, hit_scores, hit_rows, hit_counts,
 ):  # fmt: skip
     """Top k of queries ``first`` to ``last`` through the inverted lists, term at a time.
 
@@ -220,8 +220,9 @@ def search_lists(
         heap_bounds, heap_rows: scratch, float32 and int64 (max(k, candidates),).
         found_bounds, found_rows: scratch, int64 (documents,); for exact search.
         candidates: 0 for exact search; else only the heads of the lists are walked, and this many
-            documents, those of the largest bounds, are scored. A query whose heads hold fewer is
-            answered exactly.
+            documents, those of the largest bounds, are scored. A query whose heads hold fewer, or whose
+            tails cost less than scoring the candidates, is answered exactly.
+        postings_per_score: postings added in about the time in which one document is scored.
         k: hits wanted, at most the number of documents.
         hit_scores, hit_rows, hit_counts: results of all queries: (n * k,), (n * k,), (n,).
     """
@@ -233,7 +234,10 @@ def search_lists(
         n, unit, slack = _multipliers(
             query_terms, query_weights, start, stop, list_terms, list_step, matched, multipliers
         )
-        exact = candidates == 0
+        in_tails = np.int64(0)
+        for i in range(n):
+            in_tails += tail_ptr[(matched[i] + 1) * n_windows] - tail_ptr[matched[i] * n_windows]
+        exact = candidates == 0 or in_tails <= postings_per_score * (candidates - k)
         while True:
             wanted = k if exact else candidates
             size = 0

@@ -52,7 +52,7 @@ def _use_one_line_warnings() -> None:
         else:
             plain(message, category, *rest)
 
-    warnings.simplefilter("always", LsrWarning)
+    warnings.simplefilter("once", LsrWarning)
     warnings.showwarning = show  # type: ignore[assignment]
 
 
@@ -143,6 +143,9 @@ def _command(commands: Any, name: str, run: Any, description: str, example: str)
 
 
 def _model_options(command: argparse.ArgumentParser, *, required: bool = True) -> None:
+    command.add_argument(
+        "--skip-repeats", action="store_true", help="keep the first document of an id that is used twice"
+    )
     group = command.add_argument_group("encoder")
     group.add_argument("--model", required=required, metavar="MODEL",
         help='"bm25", a folder (Hugging Face, sentence-transformers, or saved by lsr), or a hub id')  # fmt: skip
@@ -195,8 +198,11 @@ def _json_option(command: argparse.ArgumentParser) -> None:
 def _encode(options: argparse.Namespace) -> None:
     from lsr.encoding import encode_corpus
 
-    encoder = _fitted(_encoder(options), options.corpus)
-    encoded = encode_corpus(options.corpus, encoder, options.out, progress=True)
+    corpus = lsr.read_corpus(options.corpus, skip_repeats=options.skip_repeats)
+    encoder = _encoder(options)
+    if isinstance(encoder, lsr.Bm25):
+        encoder = encoder.fit(corpus, progress=True)
+    encoded = encode_corpus(corpus, encoder, options.out, progress=True)
     mean = encoded.vectors.nnz / len(encoded.ids)
     print(f"{len(encoded.ids):,} documents, {mean:.0f} terms a document, in {options.out}")
 
@@ -205,7 +211,8 @@ def _index(options: argparse.Namespace) -> None:
     from lsr.files import check_target
 
     check_target(options.out, overwrite=options.overwrite)
-    retriever = _build(options.corpus, options, path=options.out)
+    corpus = lsr.read_corpus(options.corpus, skip_repeats=options.skip_repeats)
+    retriever = _build(corpus, options, path=options.out)
     sizes = "  ".join(f"{part} {size / 1e6:.1f} MB" for part, size in retriever.index.sizes().items())
     print(f"{retriever.index!r} in {options.out}\n{sizes}")
 
@@ -248,7 +255,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     drop = {"auto": None, "drop": True, "keep": False}[options.self_matches]
     reports: list[Any] = []
     for name in options.dataset:
-        dataset = load_dataset(name, options.split)
+        dataset = load_dataset(name, options.split, skip_repeats=options.skip_repeats)
         if options.run:
             reports.append(evaluate_run_file(options.run, dataset, metrics=metrics, drop_self_matches=drop))
             continue
@@ -291,7 +298,8 @@ def _idf(options: argparse.Namespace) -> None:
     encoder = _encoder(options)
     if not isinstance(encoder, lsr.Encoder):
         raise InputError("an IDF table needs a model with a tokenizer: BM25 has its own")
-    idf = lsr.compute_idf(lsr.read_corpus(options.corpus), encoder, progress=True)
+    corpus = lsr.read_corpus(options.corpus, skip_repeats=options.skip_repeats)
+    idf = lsr.compute_idf(corpus, encoder, progress=True)
     lsr.write_idf(options.out, idf, encoder)
     print(f"{int((idf > 0).sum()):,} terms in {options.out}")
 
@@ -305,7 +313,7 @@ def _demo(options: argparse.Namespace) -> None:
     if options.dataset is None:
         run_demo(_encoder(options), options.model, print)
         return
-    dataset = load_dataset(options.dataset)
+    dataset = load_dataset(options.dataset, skip_repeats=options.skip_repeats)
     retriever = _build(dataset.corpus, options)
     for query in dataset.queries[:3]:
         show_hits(retriever, query.text, print)
@@ -341,10 +349,6 @@ def _encoder(options: argparse.Namespace) -> "Encoder | Bm25":
             encoder, lsr.read_idf(options.idf, encoder), max_length=options.query_max_length or 256
         )
     return encoder
-
-
-def _fitted(encoder: "Encoder | Bm25", corpus: str) -> "Encoder":
-    return encoder if isinstance(encoder, lsr.Encoder) else encoder.fit(lsr.read_corpus(corpus), progress=True)
 
 
 def _build(corpus: Any, options: argparse.Namespace, path: str | None = None) -> Any:

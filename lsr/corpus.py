@@ -7,12 +7,13 @@ with its file, line and reason.
 import difflib
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from lsr.errors import FormatError, InputError, optional_import
+from lsr.errors import FormatError, InputError, LsrWarning, optional_import
 from lsr.files import open_lines
 from lsr.records import Document, Query
 
@@ -30,28 +31,40 @@ class Corpus:
     Attributes:
         name: what the source was called, for messages and reports.
         read: starts a new pass over the documents.
+        skip_repeats: whether a document whose id was used before is left out; without, it is refused.
     """
 
     name: str
     read: Callable[[], Iterator[Document]]
+    skip_repeats: bool = False
 
     def __iter__(self) -> Iterator[Document]:
         """Yield the documents, refusing a repeated or empty id and an empty corpus."""
         seen: set[str] = set()
+        repeats = 0
         for document in self.read():
             if not isinstance(document.id, str):
                 raise InputError(f"{self.name}: the document id {document.id!r} is no string: ids are str")
             if not document.id:
                 raise InputError(f"{self.name}: document number {len(seen) + 1} has an empty id")
+            if document.id in seen and not self.skip_repeats:
+                raise InputError(
+                    f"{self.name}: the document id {document.id!r} is used twice: ids must be unique "
+                    "(skip_repeats=True, --skip-repeats keep the first document of an id)"
+                )
             if document.id in seen:
-                raise InputError(f"{self.name}: the document id {document.id!r} is used twice: ids must be unique")
+                repeats += 1
+                continue
             seen.add(document.id)
             yield document
+        if repeats:
+            message = f"{repeats:,} documents of {self.name} were left out: their ids were used before"
+            warnings.warn(message, LsrWarning, stacklevel=2)
         if not seen:
             raise InputError(f"{self.name} holds no documents")
 
 
-def read_corpus(source: CorpusSource) -> Corpus:
+def read_corpus(source: CorpusSource, *, skip_repeats: bool = False) -> Corpus:
     """Find out what ``source`` is and return its documents.
 
     Accepted: a BEIR folder (``corpus.jsonl`` or ``corpus.jsonl.gz`` in it); a ``.jsonl`` file with
@@ -59,10 +72,16 @@ def read_corpus(source: CorpusSource) -> Corpus:
     text``; both plain or ``.gz``; an ir-datasets id such as ``beir/scifact``; an iterable of
     `Document`, dicts, (id, text) pairs or plain texts, which then get their position as id.
 
+    Args:
+        source: one of these.
+        skip_repeats: keep the first document of an id and leave out the others, instead of refusing.
+
     Raises:
         InputError: the source is missing or of no known kind. Reading raises FormatError for a
             broken line.
     """
+    if skip_repeats:
+        return replace(read_corpus(source), skip_repeats=True)
     if isinstance(source, Corpus):
         return source
     if not isinstance(source, str | os.PathLike):

@@ -70,13 +70,17 @@ def _step(largest: np.float32) -> np.float32:
     return step if 255 * float(step) >= float(largest) else np.nextafter(step, F32(np.inf))
 
 
-def pruned_search(query: np.ndarray, documents: np.ndarray, mask: np.ndarray, k: int, candidates: int) -> Found:
+def pruned_search(
+    query: np.ndarray, documents: np.ndarray, mask: np.ndarray, k: int, candidates: int, per_score: int
+) -> Found:
     """The exact scores of the documents with the largest bounds, of equal ones the first.
 
-    Where the heads hold fewer documents than candidates are wanted, the search is exact.
+    Where the heads hold fewer documents than candidates are wanted, or the tails few postings, the
+    search is exact.
     """
     bound = bounds(query, documents, mask)
-    if np.count_nonzero(bound) < candidates:
+    in_tails = np.count_nonzero((documents[:, query > 0] > 0) & ~mask[:, query > 0])
+    if np.count_nonzero(bound) < candidates or in_tails <= per_score * (candidates - k):
         return exact_search(query, documents, k)
     ranked = sorted(np.flatnonzero(bound).tolist(), key=lambda row: (-bound[row], row))[:candidates]
     return best(scores_of(query, documents), ranked, k)

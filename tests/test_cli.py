@@ -97,25 +97,29 @@ def test_idf_makes_queries_inference_free(tmp_path, corpus, checkpoint, capsys):
         (["index", "nowhere.jsonl", "--model", "bm25", "--out", "x.index"], "neither a file, nor a folder"),
         (["evaluate", "--dataset", "nowhere"], "give either --model MODEL or --run FILE"),
         (["evaluate", "--model", "bm25", "--dataset", "d", "--exact", "--query-cut", "3"], "neither a file"),
-        (["index", "c", "--model", "bm25", "--out", "no/where/x.index"], "does not exist: create it"),
-        (["index", "c", "--model", "./nowhere", "--out", "x.index"], "the encoder folder ./nowhere does not exist"),
+        (["index", "c.jsonl", "--model", "bm25", "--out", "no/where/x.index"], "does not exist: create it"),
         (
-            ["index", "c", "--model", "bm25", "--n-postings", "3", "--out", "x"],
+            ["index", "c.jsonl", "--model", "./nowhere", "--out", "x.index"],
+            "the encoder folder ./nowhere does not exist",
+        ),
+        (
+            ["index", "c.jsonl", "--model", "bm25", "--n-postings", "3", "--out", "x"],
             "tune the blocks of an index built with --seismic",
         ),
         (["evaluate", "--model", "bm25", "--dataset", "a", "--dataset", "b", "--save-run", "x"], "one --dataset at a"),
-        (["index", "c", "--model", "bm25", "--idf", "idf.json", "--out", "x.index"], "not with bm25"),
+        (["index", "c.jsonl", "--model", "bm25", "--idf", "idf.json", "--out", "x.index"], "not with bm25"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_1(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.jsonl").write_text('{"_id": "1", "text": "a cat"}')
     code, out, err = run(capsys, *arguments)
     assert code == 1
     assert out == ""
     assert message in err
     assert err.startswith("lsr: ")
     assert err.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["c.jsonl"]
 
 
 @pytest.mark.parametrize("question", ["", "   "])

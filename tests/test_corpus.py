@@ -14,7 +14,7 @@ import pytest
 
 import lsr
 from lsr.corpus import read_corpus, read_queries
-from lsr.errors import FormatError, InputError
+from lsr.errors import FormatError, InputError, LsrWarning
 from lsr.records import Document, Query
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -275,3 +275,11 @@ def test_scifact_is_read_through_ir_datasets(tmp_path: Path) -> None:
 
 def test_the_reader_is_part_of_the_package_s_names() -> None:
     assert lsr.read_corpus is read_corpus
+
+
+def test_the_first_document_of_an_id_can_be_kept(tmp_path: Path) -> None:
+    path = tmp_path / "docs.jsonl"
+    path.write_text(jsonl({"id": "1", "text": "x"}, {"id": "2", "text": "z"}, {"id": "1", "text": "y"}))
+    with pytest.warns(LsrWarning, match=r"1 documents of .*docs.jsonl were left out: their ids were used before"):
+        documents = list(read_corpus(path, skip_repeats=True))
+    assert [(document.id, document.text) for document in documents] == [("1", "x"), ("2", "z")]

@@ -53,15 +53,24 @@ def test_exact_search_equals_its_twin(collection, k):
     assert_found(Searcher(segment).exact(check_vectors(queries), k), expected)
 
 
-@given(collections(), st.sampled_from([0.1, 0.5, 0.8, 1.0]), st.integers(1, 20), st.integers(1, 20))
-def test_pruned_search_equals_its_twin(collection, head_mass, k, candidates):
+@given(
+    collections(),
+    st.sampled_from([0.1, 0.5, 0.8, 1.0]),
+    st.integers(1, 20),
+    st.integers(1, 20),
+    st.sampled_from([0, 1, 1_000]),
+)
+def test_pruned_search_equals_its_twin(collection, head_mass, k, candidates, per_score):
     documents, queries = collection
     k = min(k, documents.shape[0])
+    candidates = min(max(k, candidates), documents.shape[0])
     segment = build_segment(check_vectors(documents), BuildOptions(head_mass=head_mass))
     dense = oracle.dense(documents)
     heads = oracle.heads(dense, head_mass)
-    expected = [oracle.pruned_search(q, dense, heads, k, max(k, candidates)) for q in oracle.dense(queries)]
-    assert_found(Searcher(segment).pruned(check_vectors(queries), k, candidates), expected)
+    expected = [oracle.pruned_search(q, dense, heads, k, candidates, per_score) for q in oracle.dense(queries)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lsr.index.search.POSTINGS_PER_SCORE", per_score)
+        assert_found(Searcher(segment).pruned(check_vectors(queries), k, candidates), expected)
 
 
 @given(sparse_matrices(max_rows=30), st.sampled_from([0.1, 0.5, 0.8, 1.0]))
