@@ -101,7 +101,7 @@ def evaluate_retriever(
     drop, said = _self_match_rule(dataset.queries, shared, drop_self_matches)
     vectors = retriever.encode_queries(dataset.queries)
     hits = index.search(vectors, min(k + drop, len(index)), **options)
-    run = hits.to_run([query.id for query in dataset.queries], dataset.name)
+    run = hits.to_run([query.id for query in dataset.queries])
     run = run.without_self_matches().truncated(k) if drop else run
     scores = evaluate_run(run, dataset.qrels, metrics)
     report = Report(

@@ -18,6 +18,29 @@ KNOWN = ("ndcg", "mrr", "recall", "precision", "map", "hit_rate")
 METRIC = re.compile(rf"({'|'.join(KNOWN)})(?:@([1-9]\d*))?")
 
 
+def measurable(asked: Sequence[str] | None, depth: int) -> tuple[str, ...]:
+    """The metrics to compute on ranked lists of ``depth`` documents: those asked for, or the default.
+
+    Raises:
+        InputError: a metric is unknown, or looks deeper than the lists go.
+    """
+    for metric in asked or ():
+        check_metric(metric)
+        if _cut(metric) > depth:
+            raise InputError(f"{metric} cannot be measured on lists of {depth} documents: ask for more (-k)")
+    return tuple(asked) if asked else tuple(metric for metric in DEFAULT_METRICS if _cut(metric) <= depth)
+
+
+def check_metric(metric: str) -> None:
+    """Refuse a metric that `evaluate_run` does not know."""
+    if not METRIC.fullmatch(metric):
+        raise InputError(f"unknown metric {metric!r}: use {', '.join(KNOWN)}, with a cut such as @10")
+
+
+def _cut(metric: str) -> int:
+    return int(metric.partition("@")[2] or 0)
+
+
 @dataclass(frozen=True)
 class Scores:
     """Metrics over the judged queries.
@@ -53,9 +76,8 @@ def evaluate_run(run: Run, qrels: Qrels, metrics: Sequence[str] = DEFAULT_METRIC
     """
     if isinstance(metrics, str):
         raise InputError(f"metrics is a list of names: write [{metrics!r}]")
-    unknown = [metric for metric in metrics if not METRIC.fullmatch(metric)]
-    if unknown:
-        raise InputError(f"unknown metric {unknown[0]!r}: use {', '.join(KNOWN)}, with a cut such as @10")
+    for metric in metrics:
+        check_metric(metric)
     judged = {q: {d: g for d, g in grades.items() if g > 0} for q, grades in qrels.items()}
     judged = {query: grades for query, grades in judged.items() if grades}
     if not judged:

@@ -43,7 +43,7 @@ def build_segment(
     ptr, rows = prune(inverted, options.n_postings, options.max_fraction)
     tasks = list(_tasks(ptr)) or [(0, 0)]  # documents without a single term
     bar: tqdm[Any]
-    with tqdm(total=2 * len(tasks), desc="building blocks", unit=" tasks", disable=not progress) as bar:
+    with tqdm(total=2 * len(tasks), desc="building blocks", unit=" tasks", disable=not progress or None) as bar:
         blocks = _cluster(ptr, rows, forward, vocabulary_size, options, tasks, workers, bar)
         summaries = _summarize(blocks, forward, vocabulary_size, options, tasks, workers, bar)
     return Segment(n_documents, vocabulary_size, forward, lists, blocks, summaries)

@@ -1,6 +1,6 @@
 """Document ids beside row numbers: the only place that translates between the two."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
@@ -45,14 +45,17 @@ class Ids(StringTable):
     """The documents' ids by row."""
 
     @classmethod
-    def check(cls, ids: Sequence[str] | None, n_documents: int) -> "Ids":
+    def check(cls, ids: Iterable[str] | None, n_documents: int) -> "Ids":
         """Pack the ids of ``n_documents`` documents; None numbers them "0", "1", ….
 
         Raises:
             InputError: wrong number, not strings, empty, or used twice.
         """
+        if isinstance(ids, str):
+            raise InputError("ids is one string: give a list with one id for each document")
         if ids is None:
             return cls.of(map(str, range(n_documents)))  # type: ignore[return-value]
+        ids = list(ids)
         if len(ids) != n_documents:
             raise InputError(f"{len(ids):,} ids were given for {n_documents:,} documents: they must match one to one")
         first_row: dict[str, int] = {}

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -53,7 +53,7 @@ class Index:
     def build(
         cls,
         vectors: csr_array,
-        ids: Sequence[str] | None = None,
+        ids: Iterable[str] | None = None,
         path: str | os.PathLike[str] | None = None,
         *,
         options: BuildOptions | None = None,
@@ -89,7 +89,7 @@ class Index:
     def _in_memory(
         cls,
         vectors: csr_array,
-        ids: Sequence[str] | None,
+        ids: Iterable[str] | None,
         options: BuildOptions,
         encoder: "Encoder | None",
         threads: int | None,

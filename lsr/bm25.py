@@ -64,7 +64,7 @@ class Bm25:
             )
         frequency: Counter[str] = Counter()
         n_documents = total_length = 0
-        for text in tqdm(texts, desc="counting terms", unit=" docs", disable=not progress):
+        for text in tqdm(texts, desc="counting terms", unit=" docs", disable=not progress or None):
             stems = self.analyzer(text.content if isinstance(text, Document) else text)
             frequency.update(set(stems))
             total_length += len(stems)

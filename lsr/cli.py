@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import lsr
 from lsr.errors import InputError, LsrError, LsrWarning
-from lsr.files import replacing
+from lsr.files import check_file_target, replacing
 
 if TYPE_CHECKING:
     from lsr.bm25 import Bm25
@@ -27,6 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     _use_one_line_warnings()
     try:
+        for target in (getattr(options, "json", None), getattr(options, "save_run", None)):
+            if target not in (None, "-"):
+                check_file_target(target)
         options.command(options)
     except LsrError as error:
         print(f"lsr: {error}", file=sys.stderr)
@@ -34,11 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has left
         return 0
+    except OSError as error:
+        print(f"lsr: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        print(
-            "lsr: interrupted; finished shards of an encoding are kept for the next run",
-            file=sys.stderr,
-        )
+        resumes = options.command in (_encode, _index)
+        hint = ": the documents encoded so far are kept, the same command goes on from there" if resumes else ""
+        print(f"lsr: interrupted{hint}", file=sys.stderr)
         return 130
     return 0
 
@@ -88,7 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
         'lsr search my.index "what is a sparse vector" -k 5 --explain')  # fmt: skip
     search.add_argument("index", metavar="DIR", help="an index made by lsr index")
     search.add_argument("query", metavar="QUESTION", help="the question")
-    search.add_argument("-k", type=int, default=10, help="hits wanted (default 10)")
+    search.add_argument("-k", type=int, help="hits wanted (default 10)")
     search.add_argument("--model", metavar="MODEL", help="where the index's encoder is now, if it was moved")
     search.add_argument("--explain", action="store_true", help="show the terms that matched")
     _search_options(search)
@@ -222,7 +227,8 @@ def _search(options: argparse.Namespace) -> None:
 
     encoder = lsr.load_encoder(options.model) if options.model else None
     retriever = Retriever.open(options.index, encoder)
-    hits = retriever.search(options.query, options.k, **_search_arguments(options))
+    k = min(10, len(retriever.index)) if options.k is None else options.k
+    hits = retriever.search(options.query, k, **_search_arguments(options))
     matches = {hit.id: retriever.explain(options.query, hit.id) for hit in hits} if options.explain else {}
     if options.json:
         rows = [
@@ -245,13 +251,13 @@ def _search(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from lsr.eval.datasets import load_dataset
     from lsr.eval.evaluate import evaluate_retriever, evaluate_run_file
-    from lsr.eval.metrics import DEFAULT_METRICS
+    from lsr.eval.metrics import measurable
 
     if (options.model is None) == (options.run is None):
         raise InputError("give either --model MODEL or --run FILE")
     if len(options.dataset) > 1 and (options.save_run or options.vectors or options.run):
         raise InputError("--run, --save-run and --vectors name one file or folder: evaluate one --dataset at a time")
-    metrics = tuple(options.metric or DEFAULT_METRICS)
+    metrics = measurable(options.metric, options.k)
     drop = {"auto": None, "drop": True, "keep": False}[options.self_matches]
     reports: list[Any] = []
     for name in options.dataset:
@@ -295,6 +301,7 @@ def _print_reports(model: str, reports: list[Any], target: str | None) -> None:
 
 
 def _idf(options: argparse.Namespace) -> None:
+    check_file_target(options.out)
     encoder = _encoder(options)
     if not isinstance(encoder, lsr.Encoder):
         raise InputError("an IDF table needs a model with a tokenizer: BM25 has its own")
@@ -331,6 +338,9 @@ def _demo(options: argparse.Namespace) -> None:
 def _encoder(options: argparse.Namespace) -> "Encoder | Bm25":
     """The encoder that --model and its companions name; BM25 is still to be fitted."""
     if options.model == "bm25":
+        lengths = (options.document_max_length, options.query_max_length, options.revision, options.device)
+        if any(option is not None for option in lengths):
+            raise InputError("bm25 takes no lengths, revision or device: leave them out")
         if options.idf or options.query_model:
             raise InputError("--idf and --query-model go with a model, not with bm25, whose queries have their own IDF")
         return lsr.Bm25()

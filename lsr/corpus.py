@@ -160,6 +160,8 @@ def _as_document(position: int, item: Any) -> Document:
         raise InputError(f"document number {position + 1}: {reason}")
     if isinstance(item, tuple) and len(item) == 2 and all(isinstance(part, str) for part in item):
         return Document(*item)
+    if isinstance(item, tuple):
+        raise InputError(f"document number {position + 1} is {item!r}: a pair must be an id and a text, both strings")
     raise InputError(
         f"document number {position + 1} is a {type(item).__name__}: give lsr.Document, "
         "a dict with id and text, an (id, text) pair or a text"
@@ -183,7 +185,7 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, str, str]]:
         try:
             fields = json.loads(line)
         except json.JSONDecodeError as error:
-            raise FormatError(f"{path}:{number}: not valid JSON: {error.msg} at column {error.colno}") from error
+            raise FormatError(f"{path}:{number}: not valid JSON: {error.msg} (column {error.colno})") from error
         record, reason = _parse_fields(fields)
         if record is None:
             raise FormatError(f"{path}:{number}: {reason}")

@@ -199,7 +199,7 @@ def encode_queries(
 
 def encode_with_bar(side: TextEncoder, contents: list[str], progress: bool) -> Encoded:
     """Encode, with a progress bar on stderr if wanted."""
-    with tqdm(total=len(contents), desc="encoding", unit=" texts", disable=not progress) as bar:
+    with tqdm(total=len(contents), desc="encoding", unit=" texts", disable=not progress or None) as bar:
         return side.encode(contents, bar.update)
 
 

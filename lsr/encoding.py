@@ -27,7 +27,7 @@ from lsr.records import Document
 from lsr.vectors import SparseVectors
 
 ENCODING_FILE = "encoding.json"
-SHARD_DOCUMENTS = 2048
+SHARD_DOCUMENTS = 512
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def encode_corpus(
     parts: list[csr_array] = []
     ids: list[str] = []
     truncated = 0
-    with tqdm(desc="encoding documents", unit=" docs", disable=not progress) as bar:
+    with tqdm(desc="encoding documents", unit=" docs", disable=not progress or None) as bar:
         for number, shard in enumerate(_shards(documents)):
             encoded = store.read(number, shard) if store else None
             if encoded is None:
@@ -110,14 +110,20 @@ class _ShardFolder:
             "fingerprint": encoder.fingerprint,
             "vocabulary_size": encoder.vocabulary_size,
             "source": encoder.source,
-            "corpus": corpus_name,
+            "corpus": os.path.abspath(corpus_name) if os.path.exists(corpus_name) else corpus_name,
         }
         if folder.exists() and not (folder / ENCODING_FILE).is_file() and (folder.is_file() or any(folder.iterdir())):
             raise InputError(f"{folder} is not a folder of encoded vectors: name an empty or new folder")
-        if (folder / ENCODING_FILE).is_file() and _read_encoding_file(folder).get("key") != self.fields["key"]:
-            raise InputError(
-                f"{folder} holds vectors of another encoder, or of other lengths: name another folder or delete it"
-            )
+        if (folder / ENCODING_FILE).is_file():
+            there = _read_encoding_file(folder)
+            if there.get("key") != self.fields["key"]:
+                raise InputError(
+                    f"{folder} holds vectors of another encoder, or of other lengths: name another folder or delete it"
+                )
+            if there.get("corpus") != self.fields["corpus"]:
+                raise InputError(
+                    f"{folder} holds the vectors of {there.get('corpus')}: name another folder, or delete it"
+                )
         if not folder.absolute().parent.is_dir():
             raise InputError(f"the folder {folder.absolute().parent} does not exist: create it, or write elsewhere")
         folder.mkdir(exist_ok=True)

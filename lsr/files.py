@@ -26,6 +26,8 @@ def open_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path} is {'a folder, not a file' if path.is_dir() else 'missing'}: check the path")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{path} cannot be read: check its permissions")
     number = 0
     with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
         try:
@@ -38,14 +40,26 @@ def open_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
             raise FormatError(f"{path}:{number + 1}: the gzip stream is damaged ({error})") from error
 
 
+def check_file_target(path: str | os.PathLike[str]) -> None:
+    """Refuse, before any work is done, a file that could not be written at the end.
+
+    Raises:
+        InputError: it is a folder, or its parent is missing or cannot be written to.
+    """
+    path = Path(path).absolute()
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name a file")
+    if not path.parent.is_dir():
+        raise InputError(f"the folder {path.parent} does not exist: create it, or write elsewhere")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"the folder {path.parent} cannot be written to: choose another place")
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[TextIO]:
     """Open a text file for writing that takes its name only when all of it is on disk."""
     path = Path(path)
-    if not path.parent.is_dir():
-        raise InputError(f"the folder {path.parent} does not exist: create it, or write elsewhere")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: name a file")
+    check_file_target(path)
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("w", encoding="utf-8") as file:
@@ -107,6 +121,8 @@ def check_target(path: str | os.PathLike[str], *, overwrite: bool) -> None:
         raise InputError(f"the folder {path.absolute().parent} does not exist: create it, or write elsewhere")
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file: name a folder")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise InputError(f"the folder {path.absolute().parent} cannot be written to: choose another place")
     if path.exists() and not overwrite:
         raise InputError(f"{path} already exists: choose another path, or overwrite it (overwrite=True, --overwrite)")
     if path.exists() and any(path.iterdir()) and not any((path / name).is_file() for name in OURS):

@@ -134,7 +134,7 @@ def compute_idf(texts: Iterable[str | Document], encoder: Encoder, *, progress: 
             frequency[np.unique(ids)] += 1
         batch.clear()
 
-    for text in tqdm(texts, desc="counting terms", unit=" docs", disable=not progress):
+    for text in tqdm(texts, desc="counting terms", unit=" docs", disable=not progress or None):
         batch.append(text.content if isinstance(text, Document) else text)
         n_documents += 1
         if len(batch) == 1024:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 DOCUMENT_MAX_LENGTH = 512
 QUERY_MAX_LENGTH = 256
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.npy"]
 
 # sentence-transformers' names for what we call activations
@@ -86,6 +87,10 @@ class _Lengths:
 
 def _download(source: str, revision: str | None) -> Path:
     looks_local = source.startswith((".", "/", "~")) or source.count("/") != 1
+    if source == "bm25":
+        raise InputError(
+            "bm25 is no saved encoder: it is fitted to a corpus, with lsr.Bm25() or lsr index --model bm25"
+        )
     if looks_local:
         raise InputError(f"the encoder folder {source} does not exist: check the path")
     hub = optional_import("huggingface_hub", "encode", f"{source!r} is no folder here; fetching it from the hub")
@@ -201,11 +206,16 @@ def load_mlm(folder: Path, device: str | None = None) -> "MlmModel":
     """
     torch = optional_import("torch", "encode", "running a transformer encoder")
     transformers = optional_import("transformers", "encode", "running a transformer encoder")
+    safetensors = optional_import("safetensors", "encode", "running a transformer encoder")
     from lsr.mlm import MlmModel
 
     transformers.logging.set_verbosity_error()  # its loading report is ours to judge
     transformers.logging.disable_progress_bar()
     config = _masked_lm_config(folder, transformers)
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise FormatError(
+            f"{folder} has no tokenizer (none of {', '.join(TOKENIZER_FILES)}): add the model's own files"
+        )
     try:
         model, report = transformers.AutoModelForMaskedLM.from_pretrained(
             folder,
@@ -215,7 +225,7 @@ def load_mlm(folder: Path, device: str | None = None) -> "MlmModel":
             output_loading_info=True,
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, AttributeError, safetensors.SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise FormatError(f"{folder} cannot be loaded as a masked-LM checkpoint: {reason}") from error
     if not hasattr(tokenizer, "backend_tokenizer"):
@@ -227,7 +237,11 @@ def load_mlm(folder: Path, device: str | None = None) -> "MlmModel":
             f"(such as {', '.join(missing[:2])}): a sparse encoder needs a checkpoint saved from a "
             "...ForMaskedLM model"
         )
-    model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except (RuntimeError, AssertionError) as error:  # torch has no error of its own for this
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"the model cannot run on the device {device!r}: {reason}") from error
     return MlmModel(model, tokenizer)
 
 

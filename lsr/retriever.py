@@ -17,7 +17,7 @@ from lsr.files import check_target, new_folder
 from lsr.index.hits import Hits
 from lsr.index.ids import StringTable
 from lsr.index.index import Index
-from lsr.index.options import BuildOptions
+from lsr.index.options import BuildOptions, check_threads
 from lsr.index.storage import finish, open_array, read_manifest, save_strings
 from lsr.pretrained import load_encoder, load_side, read_encoder_file
 from lsr.records import Query
@@ -93,6 +93,9 @@ class Retriever:
         Raises:
             InputError: the corpus or the path is not acceptable; no index is written.
         """
+        if not isinstance(encoder, Encoder | Bm25):
+            raise InputError(f"the encoder is {encoder!r}: give lsr.Bm25() or what lsr.load_encoder returns")
+        check_threads(threads)
         if path is not None:
             check_target(path, overwrite=overwrite)
         documents = read_corpus(corpus)
@@ -170,9 +173,10 @@ class Retriever:
                 f"{manifest.encoder['fingerprint'][:12]}) than the one given ({encoder.source or 'source unknown'}, "
                 f"{encoder.fingerprint[:12]}): search with the same, or build the index again"
             )
+        index = Index.open(folder)  # checks every file of the folder
         titles, texts = (_open_strings(folder / DOCUMENTS_FOLDER, name) for name in ("titles", "texts"))
         load = (lambda: encoder.queries) if encoder else (lambda: _load_queries(folder, manifest.encoder or {}))
-        return cls(Index.open(folder), titles, texts, load)
+        return cls(index, titles, texts, load)
 
     @cached_property
     def queries(self) -> TextEncoder:

@@ -60,13 +60,13 @@ def test_evaluate_prints_metrics_and_writes_json_and_run(tmp_path, dataset, caps
     target, run_file = tmp_path / "result.json", tmp_path / "x.run"
     code, out, err = run(
         capsys, "evaluate", "--model", "bm25", "--dataset", dataset, "--exact", "-k", 3, "--json", target,
-        "--save-run", run_file, "--metric", "ndcg@10", "--metric", "recall@3",
+        "--save-run", run_file, "--metric", "ndcg@3", "--metric", "recall@3",
     )  # fmt: skip
     assert code == 0
     assert "1 queries found nothing and count as zero" in out
     assert "1 of 2 queries have no term" in err
     result = json.loads(target.read_text())["results"][0]
-    assert result["metrics"] == {"ndcg@10": 0.5, "recall@3": 0.5}
+    assert result["metrics"] == {"ndcg@3": 0.5, "recall@3": 0.5}
     assert (result["n_queries"], result["n_without_hits"], result["mode"]) == (2, 1, "exact")
     code, out, _ = run(
         capsys, "evaluate", "--run", run_file, "--dataset", dataset, "--metric", "ndcg@10", "--json", "-"
@@ -120,6 +120,48 @@ def test_bad_input_is_one_sentence_and_exit_code_1(tmp_path, monkeypatch, capsys
     assert err.startswith("lsr: ")
     assert err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["c.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--json", "no/where.json"], "does not exist: create it"),
+        (["--save-run", "."], "is a folder: name a file"),
+        (["--metric", "fun@10"], "unknown metric 'fun@10'"),
+        (["-k", "5", "--metric", "recall@100"], "recall@100 cannot be measured on lists of 5 documents"),
+        (["--threads", "0"], "threads must be an integer of at least 1"),
+        (["--device", "cuda"], "bm25 takes no lengths, revision or device"),
+    ],
+)
+def test_bad_options_are_refused_before_the_work(dataset, capsys, monkeypatch, arguments, message):
+    monkeypatch.setattr("lsr.retriever.encode_corpus", lambda *_, **__: pytest.fail("the work was begun"))
+    code, _, err = run(capsys, "evaluate", "--model", "bm25", "--dataset", dataset, *arguments)
+    assert code == 1
+    assert message in err
+
+
+def test_default_metrics_fit_the_depth(dataset, capsys):
+    _, out, _ = run(capsys, "evaluate", "--model", "bm25", "--dataset", dataset, "-k", 10, "--json", "-")
+    assert set(json.loads(out)["results"][0]["metrics"]) == {"ndcg@10", "mrr@10"}
+
+
+def test_an_error_of_the_system_is_one_sentence(tmp_path, corpus, capsys, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "/disk/x")
+
+    monkeypatch.setattr("lsr.retriever.encode_corpus", full)
+    code, _, err = run(capsys, "index", corpus, "--model", "bm25", "--out", tmp_path / "x.index")
+    assert (code, err) == (1, "lsr: /disk/x: No space left on device\n")
+
+
+def test_an_interruption_says_what_is_kept(tmp_path, corpus, capsys, monkeypatch):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lsr.retriever.encode_corpus", interrupted)
+    code, _, err = run(capsys, "index", corpus, "--model", "bm25", "--out", tmp_path / "x.index")
+    assert code == 130
+    assert "the same command goes on from there" in err
 
 
 @pytest.mark.parametrize("question", ["", "   "])

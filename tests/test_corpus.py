@@ -94,8 +94,8 @@ def test_a_tsv_line_of_other_width_is_named(tmp_path: Path, text: str, reason: s
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ('{"_id": "d2", "text": "x"', "not valid JSON: .* at column 26"),
-        ("d2 dogs bark", "not valid JSON: Expecting value at column 1"),
+        ('{"_id": "d2", "text": "x"', r"not valid JSON: .* \(column 26\)"),
+        ("d2 dogs bark", r"not valid JSON: Expecting value \(column 1\)"),
         ('["d2", "dogs"]', "a line must be a JSON object, not list"),
         ('{"text": "x"}', "no id as a string or integer .looked for _id, id, doc_id"),
         ('{"_id": null, "text": "x"}', "no id as a string or integer"),
@@ -155,7 +155,7 @@ def test_plain_texts_get_their_position_as_id() -> None:
         ([Document(5, "x")], "the document id 5 is no string"),  # type: ignore[arg-type]
         ([], "the given documents holds no documents"),
         ([("a", "x"), 5], "document number 2 is a int: give lsr.Document"),
-        ([("a", "x", "y")], "document number 1 is a tuple: .* an .id, text. pair or a text"),
+        ([("a", "x", "y")], "document number 1 is .*: a pair must be an id and a text, both strings"),
         ([{"text": "x"}], "document number 1: no id as a string or integer"),
     ],
 )

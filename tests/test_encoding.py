@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lsr.bm25 import Bm25
 from lsr.corpus import Corpus
 from lsr.encoder import Advance, Encoded, Encoder, TextEncoder
 from lsr.encoding import ENCODING_FILE, EncodedCorpus, encode_corpus, read_vectors
@@ -295,3 +296,13 @@ def test_shards_are_read_without_pickle(folder: Path) -> None:
     np.savez(folder / "shard-00000.npz", **{**arrays, "ids": np.array([{}, {}, {}], dtype=object)})
     with pytest.raises(FormatError, match=r"shard-00000\.npz is damaged .*allow_pickle"):
         read_vectors(folder)
+
+
+def test_the_vectors_of_another_corpus_are_not_overwritten(tmp_path: Path) -> None:
+    encoder = Bm25().fit(["a cat", "a dog"])
+    for name in ("one", "other"):
+        (tmp_path / f"{name}.jsonl").write_text('{"_id": "1", "text": "a cat"}\n')
+    encode_corpus(tmp_path / "one.jsonl", encoder, tmp_path / "vectors")
+    with pytest.raises(InputError, match=r"holds the vectors of .*one.jsonl: name another folder"):
+        encode_corpus(tmp_path / "other.jsonl", encoder, tmp_path / "vectors")
+    assert read_vectors(tmp_path / "vectors").ids == ["1"]

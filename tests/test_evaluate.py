@@ -48,7 +48,7 @@ def test_the_run_is_the_search_and_the_metrics_are_its(retriever: lsr.Retriever)
         "q2": ["d3"],
         "q3": ["d4"],
     }
-    assert run.name == "pets/test"
+    assert run.name == "lsr"
     assert report.metrics == scores.mean
     assert report.metrics["mrr@10"] == pytest.approx((1 / 2 + 1 + 0) / 3)
     assert report.metrics["ndcg@10"] == pytest.approx((1 / math.log2(3) + 1 + 0) / 3)

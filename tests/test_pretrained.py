@@ -170,6 +170,30 @@ def test_a_tokenizer_larger_than_the_head_is_refused(tmp_path, checkpoint):
         lsr.load_encoder(folder)
 
 
+def test_a_checkpoint_without_its_tokenizer_is_refused(tmp_path, checkpoint):
+    folder = shutil.copytree(checkpoint, tmp_path / "mute", ignore=shutil.ignore_patterns("tokenizer*"))
+    with pytest.raises(FormatError, match="mute has no tokenizer"):
+        lsr.load_encoder(folder)
+
+
+def test_truncated_weights_are_refused(tmp_path, checkpoint):
+    folder = shutil.copytree(checkpoint, tmp_path / "cut")
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(FormatError, match="cut cannot be loaded as a masked-LM checkpoint"):
+        lsr.load_encoder(folder)
+
+
+def test_a_device_that_is_not_there_is_refused(checkpoint):
+    with pytest.raises(InputError, match="the model cannot run on the device 'abacus'"):
+        lsr.load_encoder(checkpoint, device="abacus")
+
+
+def test_bm25_is_no_saved_encoder():
+    with pytest.raises(InputError, match=r"it is fitted to a corpus, with lsr.Bm25\(\)"):
+        lsr.load_encoder("bm25")
+
+
 def test_folders_that_hold_nothing_are_refused(tmp_path):
     with pytest.raises(InputError, match="the encoder folder .* does not exist"):
         lsr.load_encoder(tmp_path / "nowhere")

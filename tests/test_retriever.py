@@ -142,6 +142,24 @@ def test_a_bad_corpus_leaves_nothing_behind(tmp_path, name, content, message):
     assert [entry.name for entry in tmp_path.iterdir()] == ["in"]
 
 
+def test_every_damaged_file_of_a_retriever_is_refused(tmp_path):
+    lsr.Retriever.build(DOCUMENTS, lsr.Bm25(), tmp_path / "x.index")
+    for name in ("documents/texts.data.npy", "documents/titles.offsets.npy", "encoder/queries/idf.npy"):
+        content = (tmp_path / "x.index" / name).read_bytes()
+        for damaged in (b"", content[:-1], content[:-1] + bytes([content[-1] ^ 1])):
+            (tmp_path / "x.index" / name).write_bytes(damaged)
+            with pytest.raises(FormatError, match="truncated or altered|was altered"):
+                lsr.Retriever.open(tmp_path / "x.index")
+        (tmp_path / "x.index" / name).write_bytes(content)
+    assert lsr.Retriever.open(tmp_path / "x.index").search("river", 1)
+
+
+@pytest.mark.parametrize("encoder", ["bm25", lsr.Bm25, None])
+def test_what_is_no_encoder_is_refused(encoder):
+    with pytest.raises(InputError, match=r"give lsr.Bm25\(\) or what lsr.load_encoder returns"):
+        lsr.Retriever.build(DOCUMENTS, encoder)
+
+
 def test_an_index_without_texts_is_not_a_retriever(tmp_path):
     encoder = lsr.Bm25().fit(TEXTS)
     lsr.Index.build(encoder.encode_documents(TEXTS), path=tmp_path / "x.index")
