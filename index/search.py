@@ -46,13 +46,13 @@ class Searcher:
 
     def exact(self, queries: csr_array, k: int, threads: int | None = None) -> Found:
         """Exact top k: (scores, rows, counts) of shapes (n, k), (n, k), (n,)."""
-        if np.diff(queries.indptr).max(initial=0) > MOST_QUERY_TERMS:
+        if _longest(queries) > MOST_QUERY_TERMS:
             return self._run(self._scan_forward, queries, k, threads)
         return self._lists(queries, k, 0, threads)
 
     def pruned(self, queries: csr_array, k: int, candidates: int, threads: int | None = None) -> Found:
         """Top k of the ``candidates`` documents that look best by the heads of their lists, as `exact`."""
-        if np.diff(queries.indptr).max(initial=0) > MOST_QUERY_TERMS:
+        if _longest(queries) > MOST_QUERY_TERMS:
             return self._run(self._scan_forward, queries, k, threads)
         return self._lists(queries, k, min(max(candidates, k), self.segment.n_documents), threads)
 
@@ -64,7 +64,7 @@ class Searcher:
 
     def _lists(self, queries: csr_array, k: int, candidates: int, threads: int | None) -> Found:
         segment = self.segment
-        longest = int(np.diff(queries.indptr).max(initial=0))
+        longest = _longest(queries)
 
         def work(
             first: int, last: int, scratch: _Scratch, arguments: tuple[Array, ...], k: int, results: Found
@@ -99,7 +99,7 @@ class Searcher:
             raise AssertionError("the caller checks that blocks were built")
         blocks, summaries = segment.blocks, segment.summaries
         most_blocks = int(np.diff(blocks.ptr).max(initial=0))
-        longest = int(np.diff(queries.indptr).max(initial=0))
+        longest = _longest(queries)
         cut = min(query_cut, longest)
 
         def work(
@@ -130,7 +130,6 @@ class Searcher:
             np.array(queries.data),
         )
         workers = max(1, min(threads or os.cpu_count() or 1, n))
-        bounds = np.linspace(0, n, workers + 1).astype(int).tolist()
 
         def task(first: int, last: int) -> None:
             with self._lock:
@@ -142,6 +141,12 @@ class Searcher:
         if workers == 1:
             task(0, n)
         else:
+            bounds = np.linspace(0, n, workers + 1).astype(int).tolist()
             with ThreadPoolExecutor(workers) as pool:
                 list(pool.map(task, bounds[:-1], bounds[1:]))
         return scores.reshape(n, k), rows.reshape(n, k), counts
+
+
+def _longest(queries: csr_array) -> int:
+    """Terms of the longest query."""
+    return len(queries.indices) if queries.shape[0] == 1 else int(np.diff(queries.indptr).max(initial=0))

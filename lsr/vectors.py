@@ -15,6 +15,7 @@ from scipy.sparse import csr_array, issparse
 from lsr.errors import InputError
 
 MAX_VOCABULARY = 2**31 - 1
+LARGEST = float(np.finfo(np.float32).max)
 
 #: What `Index.search` takes as queries: CSR rows, one {term id: weight} dict or a list of them, or
 #: one (term ids, weights) pair.
@@ -65,17 +66,15 @@ def check_vectors(vectors: Any, *, vocabulary_size: int | None = None, what: str
         )
     indptr, terms, weights = vectors.indptr, vectors.indices, vectors.data
     whole = len(indptr) == vectors.shape[0] + 1 and indptr[0] == 0 and indptr[-1] == len(terms) == len(weights)
-    if not whole or np.any(np.diff(indptr) < 0):
+    if not whole or (len(indptr) > 2 and np.any(indptr[1:] < indptr[:-1])):
         raise InputError(f"{what} vectors have a broken indptr: rebuild the CSR array")
     _check_weights(indptr, terms, weights, what)
     _check_terms(indptr, terms, int(vectors.shape[1]), what)
-    data = _as_float32(weights)
-    if not np.all(np.isfinite(data)):
-        raise InputError(f"{what} vectors have a weight beyond float32's range: scale them down")
-    clean = csr_array((data, terms, indptr), shape=vectors.shape)
-    clean.has_sorted_indices = True
-    clean.has_canonical_format = True
-    if np.count_nonzero(data) != len(data):
+    has_zeros = np.count_nonzero(weights) != len(weights)
+    if isinstance(vectors, csr_array) and weights.dtype == np.float32 and not has_zeros:
+        return vectors
+    clean = csr_array((_as_float32(weights), terms, indptr), shape=vectors.shape)
+    if np.count_nonzero(clean.data) != len(clean.data):
         clean = clean.copy()
         clean.eliminate_zeros()
     return clean
@@ -93,6 +92,8 @@ def _row_of(indptr: NDArray[Any], position: int) -> int:
 def _check_weights(indptr: NDArray[Any], terms: NDArray[Any], weights: NDArray[Any], what: str) -> None:
     if weights.dtype.kind not in "fiu":
         raise InputError(f"{what} weights must be numbers, not {weights.dtype}: convert them to float32")
+    if len(weights) == 0 or (float(weights.min()) >= 0 and float(weights.max()) <= LARGEST):  # NaN fails both
+        return
     for bad, name in ((~np.isfinite(weights), "NaN or infinite"), (weights < 0, "negative")):
         if bad.any():
             at = int(np.argmax(bad))
@@ -100,13 +101,14 @@ def _check_weights(indptr: NDArray[Any], terms: NDArray[Any], weights: NDArray[A
                 f"{what} row {_row_of(indptr, at)} has a {name} weight ({weights[at]}) at term {terms[at]}: "
                 "weights must be finite and non-negative"
             )
+    raise InputError(f"{what} vectors have a weight beyond float32's range: scale them down")
 
 
 def _check_terms(indptr: NDArray[Any], terms: NDArray[Any], vocabulary_size: int, what: str) -> None:
     if len(terms) == 0:
         return
-    outside = (terms < 0) | (terms >= vocabulary_size)
-    if outside.any():
+    if terms.min() < 0 or terms.max() >= vocabulary_size:
+        outside = (terms < 0) | (terms >= vocabulary_size)
         at = int(np.argmax(outside))
         raise InputError(
             f"{what} row {_row_of(indptr, at)} has term id {terms[at]}, beyond the vocabulary of "
