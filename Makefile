@@ -38,10 +38,12 @@ $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: $(VENV)/bin/pip pyproject.toml constraints.txt
+	@echo "installing into $(VENV): a minute, once"
 	$(BIN)/pip install -q -c constraints.txt -e ".[eval]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/bin/pip pyproject.toml constraints.txt
+	@echo "installing into $(VENV): two minutes, once"
 	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
 	touch $@ $(VENV)/.demo
 

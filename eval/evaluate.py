@@ -2,6 +2,7 @@
 
 import statistics
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,9 +10,9 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array
 
-from lsr.errors import InputError
+from lsr.errors import InputError, LsrWarning
 from lsr.eval.datasets import Dataset, queries_are_documents
-from lsr.eval.metrics import DEFAULT_METRICS, Scores, evaluate_run
+from lsr.eval.metrics import DEFAULT_METRICS, Scores, evaluate_run, measurable
 from lsr.records import Document, Query
 from lsr.retriever import Retriever
 from lsr.run import Run, read_run
@@ -32,7 +33,7 @@ class Report:
         self_matches: what was done about hits whose id is the query's.
         document_nnz, query_nnz: mean number of terms of a vector.
         flops: expected multiplications per query–document pair, Σ_j p_query(j) · p_document(j).
-        latency_ms: median over queries, one at a time on one thread, vectors to ten hits, warm.
+        latency_ms: median over queries, one at a time on one thread, vectors to k hits, warm.
         index_bytes: size of the index's arrays.
         k: depth of the run.
     """
@@ -61,7 +62,7 @@ class Report:
         lines = [
             f"{self.n_documents:,} documents of {self.document_nnz:.0f} terms, {self.n_queries:,} judged queries of "
             f"{self.query_nnz:.1f} terms, {self.flops:.1f} FLOPS a pair",
-            f"{self.latency_ms:.2f} ms a query (median, one thread, vectors to ten hits), "
+            f"{self.latency_ms:.2f} ms a query (median, one thread, vectors to {self.k} hits), "
             f"index {self.index_bytes / 1e6:.1f} MB",
             f"self-matches: {self.self_matches}",
         ]
@@ -77,7 +78,7 @@ def evaluate_retriever(
     dataset: Dataset,
     *,
     k: int = 100,
-    metrics: Sequence[str] = DEFAULT_METRICS,
+    metrics: Sequence[str] | None = None,
     drop_self_matches: bool | None = None,
     **options: Any,
 ) -> tuple[Report, Run, Scores]:
@@ -87,7 +88,7 @@ def evaluate_retriever(
         retriever: over the collection's documents.
         dataset: its queries and qrels.
         k: depth of the ranked lists.
-        metrics: see `evaluate_run`.
+        metrics: see `evaluate_run`; by default nDCG@10, MRR@10, recall@100 and MAP@100, cut at k.
         drop_self_matches: whether hits whose id is the query's are dropped; None finds out whether
             the queries are themselves documents.
         options: of `Index.search`: exact, candidates, query_cut, heap_factor, threads.
@@ -95,6 +96,7 @@ def evaluate_retriever(
     Raises:
         InputError: the index is not of this collection's documents.
     """
+    metrics = measurable(metrics, k)
     index = retriever.index
     _check_documents(retriever, dataset)
     shared = _documents_named_as_queries(retriever, dataset.queries)
@@ -116,7 +118,7 @@ def evaluate_retriever(
         document_nnz=index.n_postings / len(index),
         query_nnz=vectors.nnz / max(1, vectors.shape[0]),
         flops=_flops(vectors, index.document_frequencies(), len(index)),
-        latency_ms=_latency(retriever, vectors, min(10, len(index)), options),
+        latency_ms=_latency(retriever, vectors, min(k, len(index)), options),
         index_bytes=sum(index.sizes().values()),
         k=k,
     )
@@ -167,8 +169,15 @@ def evaluate_run_file(
 
 def _check_documents(retriever: Retriever, dataset: Dataset) -> None:
     judged = {doc_id for grades in dataset.qrels.values() for doc_id, grade in grades.items() if grade > 0}
-    if judged and not any(retriever.index.has_document(doc_id) for doc_id in judged):
-        raise InputError(f"none of the relevant documents of {dataset.name} is in the index: it is of another corpus")
+    missing = sum(1 for doc_id in judged if not retriever.index.has_document(doc_id))
+    if 2 * missing > len(judged):
+        raise InputError(
+            f"{missing:,} of the {len(judged):,} relevant documents of {dataset.name} are not in the index: it is of "
+            "another corpus"
+        )
+    if missing:
+        message = f"{missing:,} of the {len(judged):,} relevant documents of {dataset.name} are not in the index"
+        warnings.warn(message, LsrWarning, stacklevel=3)
 
 
 def _self_match_rule(queries: Sequence[Query], shared: dict[str, Document], asked: bool | None) -> tuple[bool, str]:
@@ -192,7 +201,8 @@ def _documents_named_as_queries(retriever: Retriever, queries: Sequence[Query]) 
 def _mode(options: dict[str, Any]) -> str:
     if options.get("exact"):
         return "exact"
-    return "seismic" if "query_cut" in options or "heap_factor" in options else "pruned"
+    by_blocks = options.get("query_cut") is not None or options.get("heap_factor") is not None
+    return "seismic" if by_blocks else "pruned"
 
 
 def _flops(queries: csr_array, document_frequencies: dict[int, int], n_documents: int) -> float:

@@ -19,16 +19,21 @@ METRIC = re.compile(rf"({'|'.join(KNOWN)})(?:@([1-9]\d*))?")
 
 
 def measurable(asked: Sequence[str] | None, depth: int) -> tuple[str, ...]:
-    """The metrics to compute on ranked lists of ``depth`` documents: those asked for, or the default.
+    """The metrics to compute on ranked lists of ``depth`` documents: those asked for, or the default,
+    cut at the depth.
 
     Raises:
         InputError: a metric is unknown, or looks deeper than the lists go.
     """
+    if isinstance(asked, str):
+        raise InputError(f"metrics is a list of names: write [{asked!r}]")
     for metric in asked or ():
         check_metric(metric)
         if _cut(metric) > depth:
             raise InputError(f"{metric} cannot be measured on lists of {depth} documents: ask for more (-k)")
-    return tuple(asked) if asked else tuple(metric for metric in DEFAULT_METRICS if _cut(metric) <= depth)
+    if asked:
+        return tuple(asked)
+    return tuple(f"{metric.partition('@')[0]}@{min(_cut(metric), depth)}" for metric in DEFAULT_METRICS)
 
 
 def check_metric(metric: str) -> None:

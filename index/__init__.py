@@ -1,4 +1,4 @@
-"""The index: exact search, and Seismic's blocked inverted lists for approximate search."""
+"""The index: exact search, pruned lists, and Seismic's blocks for approximate search."""
 
 if __name__ != "lsr.index":
     raise ImportError(

@@ -173,7 +173,7 @@ class Index:
             MismatchError: the queries come from another encoder than the index's vectors.
         """
         by_blocks = query_cut is not None or heap_factor is not None
-        _check_search_options(k, exact, candidates, query_cut, heap_factor)
+        check_search_options(k, exact, candidates, query_cut, heap_factor)
         check_threads(threads)
         if by_blocks and self._segment.blocks is None:
             raise InputError(
@@ -261,9 +261,14 @@ class Index:
             )
 
 
-def _check_search_options(
-    k: int, exact: bool, candidates: int | None, query_cut: int | None, heap_factor: float | None
+def check_search_options(
+    k: int,
+    exact: bool = False,
+    candidates: int | None = None,
+    query_cut: int | None = None,
+    heap_factor: float | None = None,
 ) -> None:
+    """Refuse options of `Index.search` that are out of range, or of two ways to search."""
     if not is_count(k):
         raise InputError(f"k must be an integer of at least 1: got {k!r}")
     by_blocks = query_cut is not None or heap_factor is not None

@@ -85,24 +85,35 @@ def _score(row, forward_ptr, forward_terms, forward_weights, dense_query):
 
 
 @kernel
-def scan_forward(
-    query_ptr, query_terms, query_weights, first, last, forward_ptr, forward_terms, forward_weights,
-    dense_query, k, hit_scores, hit_rows, hit_counts,
+def _score_all(forward_ptr, forward_terms, forward_weights, dense_query, k, hit_scores, hit_rows, base):
+    """Score every document; returns the number of hits. For queries too long for accumulators."""
+    size = 0
+    for row in range(len(forward_ptr) - 1):
+        score = _score(row, forward_ptr, forward_terms, forward_weights, dense_query)
+        if score > 0:
+            size = _offer(hit_scores, hit_rows, base, size, k, score, row)
+    return size
+
+
+@kernel
+def _score_found(
+    forward_ptr, forward_terms, forward_weights, dense_query, found_bounds, found_rows, n_found, lowest, unit,
+    rounding, k, hit_scores, hit_rows, base,
 ):  # fmt: skip
-    """Exact top k by scoring every document: for queries with more terms than `search_lists` takes."""
-    for query in range(first, last):
-        start, stop = query_ptr[query], query_ptr[query + 1]
-        for q in range(start, stop):
-            dense_query[query_terms[q]] = query_weights[q]
-        size = 0
-        for row in range(len(forward_ptr) - 1):
+    """Score the documents whose bound is not below ``lowest``; returns the number of hits.
+
+    bound * unit + rounding is never below a score; a document that cannot reach the k-th
+    best score any more is passed over.
+    """
+    n_hits = 0
+    for i in range(n_found):
+        hopeless = n_hits == k and found_bounds[i] * unit + rounding < min(np.float64(hit_scores[base]), LARGEST)
+        if found_bounds[i] >= lowest and not hopeless:
+            row = found_rows[i]
             score = _score(row, forward_ptr, forward_terms, forward_weights, dense_query)
             if score > 0:
-                size = _offer(hit_scores, hit_rows, query * k, size, k, score, row)
-        for q in range(start, stop):
-            dense_query[query_terms[q]] = 0
-        _sort_hits(hit_scores, hit_rows, query * k, size)
-        hit_counts[query] = size
+                n_hits = _offer(hit_scores, hit_rows, base, n_hits, k, score, row)
+    return n_hits
 
 
 # --- inverted lists: integer bounds, then exact scores -------------------------------------------
@@ -117,6 +128,7 @@ LANES = np.uint64(0x0001_0001_0001_0001)
 HIGH_BITS = np.uint64(0x8000_8000_8000_8000)
 BLOCK_WORDS = 16  # 64-bit words of accumulators looked at together: 64 documents
 LARGEST = np.float64(np.finfo(np.float32).max)
+SMALLEST = 2.0**-149  # above 0, of float32
 
 
 @kernel
@@ -142,6 +154,8 @@ def _multipliers(query_terms, query_weights, start, stop, list_terms, list_step,
         multipliers[i] = np.ceil(multipliers[i] * np.float64(list_step[matched[i]]) / unit * 256)
     # codes, multipliers and products are each rounded up; the last term covers float32's own rounding
     slack = np.int64(np.ceil(1.001 * total / 255 / unit)) + 2 * n + 2 + n // 50
+    if total >= 0.99 * LARGEST or unit < n * SMALLEST:
+        slack = np.int64(MOST)  # float32 scores may overflow or underflow: no bound rules anything out
     return n, unit, slack
 
 
@@ -199,12 +213,37 @@ def _collect(
 
 
 @kernel
+def _walk(
+    matched, multipliers, n, head_ptr, head_rows, head_codes, tail_ptr, tail_rows, tail_codes,
+    n_documents, accumulator, words, exact, wanted, slack, heap_bounds, heap_rows, found_bounds, found_rows,
+):  # fmt: skip
+    """Walk a query's n lists window by window, the tails only if exact; returns as `_collect`."""
+    window = len(accumulator)
+    n_windows = (n_documents + window - 1) // window
+    size = 0
+    n_found = 0
+    for w in range(n_windows):
+        for i in range(n):
+            segment = matched[i] * n_windows + w
+            _accumulate(accumulator, head_ptr, head_rows, head_codes, segment, multipliers[i])
+            if exact:
+                _accumulate(accumulator, tail_ptr, tail_rows, tail_codes, segment, multipliers[i])
+        documents = min(window, n_documents - w * window)
+        n_words = (documents + 4 * BLOCK_WORDS - 1) // (4 * BLOCK_WORDS) * BLOCK_WORDS
+        size, n_found = _collect(
+            accumulator, words, n_words, w * window, wanted, slack if exact else -1,
+            heap_bounds, heap_rows, size, found_bounds, found_rows, n_found,
+        )  # fmt: skip
+    return size, n_found
+
+
+@kernel
 def search_lists(
     query_ptr, query_terms, query_weights, first, last,
     list_terms, list_step, head_ptr, head_rows, head_codes, tail_ptr, tail_rows, tail_codes,
     forward_ptr, forward_terms, forward_weights,
     accumulator, words, dense_query, matched, multipliers, heap_bounds, heap_rows, found_bounds, found_rows,
-    candidates, postings_per_score, k, hit_scores, hit_rows, hit_counts,
+    candidates, postings_per_score, most_terms, k, hit_scores, hit_rows, hit_counts,
 ):  # fmt: skip
     """Top k of queries ``first`` to ``last`` through the inverted lists, term at a time.
 
@@ -223,61 +262,52 @@ def search_lists(
             documents, those of the largest bounds, are scored. A query whose heads hold fewer, or whose
             tails cost less than scoring the candidates, is answered exactly.
         postings_per_score: postings added in about the time in which one document is scored.
+        most_terms: a query with more is answered by scoring every document.
         k: hits wanted, at most the number of documents.
         hit_scores, hit_rows, hit_counts: results of all queries: (n * k,), (n * k,), (n,).
     """
     n_documents = len(forward_ptr) - 1
-    window = len(accumulator)
-    n_windows = (n_documents + window - 1) // window
+    n_windows = (n_documents + len(accumulator) - 1) // len(accumulator)
     for query in range(first, last):
         start, stop = query_ptr[query], query_ptr[query + 1]
-        n, unit, slack = _multipliers(
-            query_terms, query_weights, start, stop, list_terms, list_step, matched, multipliers
-        )
-        in_tails = np.int64(0)
-        for i in range(n):
-            in_tails += tail_ptr[(matched[i] + 1) * n_windows] - tail_ptr[matched[i] * n_windows]
-        exact = candidates == 0 or in_tails <= postings_per_score * (candidates - k)
-        while True:
-            wanted = k if exact else candidates
-            size = 0
-            n_found = 0
-            for w in range(n_windows):
-                for i in range(n):
-                    segment = matched[i] * n_windows + w
-                    _accumulate(accumulator, head_ptr, head_rows, head_codes, segment, multipliers[i])
-                    if exact:
-                        _accumulate(accumulator, tail_ptr, tail_rows, tail_codes, segment, multipliers[i])
-                documents = min(window, n_documents - w * window)
-                n_words = (documents + 4 * BLOCK_WORDS - 1) // (4 * BLOCK_WORDS) * BLOCK_WORDS
-                size, n_found = _collect(
-                    accumulator, words, n_words, w * window, wanted, slack if exact else -1,
-                    heap_bounds, heap_rows, size, found_bounds, found_rows, n_found,
-                )  # fmt: skip
-            if exact or size == wanted:
-                break
-            exact = True  # the heads hold too few documents: the lists are short, walk them whole
+        base = query * k
         for q in range(start, stop):
             dense_query[query_terms[q]] = query_weights[q]
-        base = query * k
-        n_hits = 0
-        if exact:
-            lowest = np.int64(heap_bounds[0]) - slack if size == k else 0
-            for i in range(n_found):
-                # bound * unit, and float32's rounding of a sum of n products, are above the score
-                most = found_bounds[i] * unit * (1 + (n + 2) * 2.0**-23)
-                hopeless = n_hits == k and most < min(np.float64(hit_scores[base]), LARGEST)
-                if found_bounds[i] >= lowest and not hopeless:
-                    row = found_rows[i]
-                    score = _score(row, forward_ptr, forward_terms, forward_weights, dense_query)
-                    if score > 0:
-                        n_hits = _offer(hit_scores, hit_rows, base, n_hits, k, score, row)
+        if stop - start > most_terms:
+            n_hits = _score_all(forward_ptr, forward_terms, forward_weights, dense_query, k, hit_scores, hit_rows, base)
         else:
-            for i in range(size):
-                row = heap_rows[i]
-                score = _score(row, forward_ptr, forward_terms, forward_weights, dense_query)
-                if score > 0:
-                    n_hits = _offer(hit_scores, hit_rows, base, n_hits, k, score, row)
+            n, unit, slack = _multipliers(
+                query_terms, query_weights, start, stop, list_terms, list_step, matched, multipliers
+            )
+            in_tails = np.int64(0)
+            for i in range(n):
+                in_tails += tail_ptr[(matched[i] + 1) * n_windows] - tail_ptr[matched[i] * n_windows]
+            exact = candidates == 0 or in_tails <= postings_per_score * (candidates - k)
+            while True:
+                wanted = k if exact else candidates
+                size, n_found = _walk(
+                    matched, multipliers, n, head_ptr, head_rows, head_codes, tail_ptr, tail_rows, tail_codes,
+                    n_documents, accumulator, words, exact, wanted, slack,
+                    heap_bounds, heap_rows, found_bounds, found_rows,
+                )  # fmt: skip
+                if exact or size == wanted:
+                    break
+                exact = True  # the heads hold too few documents: the lists are short, walk them whole
+            # float32's own rounding may lift a sum of n products above its bound
+            lifted, rounding = unit * (1 + (n + 2) * 2.0**-23), n * SMALLEST
+            if exact:
+                lowest = np.int64(heap_bounds[0]) - slack if size == k else 0
+                n_hits = _score_found(
+                    forward_ptr, forward_terms, forward_weights, dense_query, found_bounds, found_rows, n_found,
+                    lowest, lifted, rounding, k, hit_scores, hit_rows, base,
+                )  # fmt: skip
+            else:
+                for i in range(size):
+                    found_bounds[i] = np.int64(heap_bounds[i])
+                n_hits = _score_found(
+                    forward_ptr, forward_terms, forward_weights, dense_query, found_bounds, heap_rows, size,
+                    0, np.inf, 0.0, k, hit_scores, hit_rows, base,
+                )  # fmt: skip
         for q in range(start, stop):
             dense_query[query_terms[q]] = 0
         _sort_hits(hit_scores, hit_rows, base, n_hits)

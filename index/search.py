@@ -46,21 +46,11 @@ class Searcher:
 
     def exact(self, queries: csr_array, k: int, threads: int | None = None) -> Found:
         """Exact top k: (scores, rows, counts) of shapes (n, k), (n, k), (n,)."""
-        if _longest(queries) > MOST_QUERY_TERMS:
-            return self._run(self._scan_forward, queries, k, threads)
         return self._lists(queries, k, 0, threads)
 
     def pruned(self, queries: csr_array, k: int, candidates: int, threads: int | None = None) -> Found:
         """Top k of the ``candidates`` documents that look best by the heads of their lists, as `exact`."""
-        if _longest(queries) > MOST_QUERY_TERMS:
-            return self._run(self._scan_forward, queries, k, threads)
         return self._lists(queries, k, min(max(candidates, k), self.segment.n_documents), threads)
-
-    def _scan_forward(
-        self, first: int, last: int, scratch: _Scratch, arguments: tuple[Array, ...], k: int, results: Found
-    ) -> None:
-        dense_query = scratch.zeros("dense_query", self.segment.vocabulary_size, np.float32)
-        kernels.scan_forward(*arguments, first, last, *self.segment.forward, dense_query, k, *results)
 
     def _lists(self, queries: csr_array, k: int, candidates: int, threads: int | None) -> Found:
         segment = self.segment
@@ -80,7 +70,7 @@ class Searcher:
                 scratch.zeros("heap_rows", max(k, candidates), np.int64),
                 scratch.zeros("found_bounds", segment.n_documents, np.int64),
                 scratch.zeros("found_rows", segment.n_documents, np.int64),
-                candidates, POSTINGS_PER_SCORE, k, *results,
+                candidates, POSTINGS_PER_SCORE, MOST_QUERY_TERMS, k, *results,
             )  # fmt: skip
 
         return self._run(work, queries, k, threads)

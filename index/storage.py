@@ -1,8 +1,8 @@
 """An index as a directory: a checked manifest and memory-mapped arrays (docs/file-format.md).
 
 The layout on disk is the layout in use. The manifest holds a checksum of every file; a file whose
-size and time are those seen at the last full check is not read again, so that opening takes
-milliseconds and a file altered since then is still refused.
+size and time are those seen at the last full check is not read again: opening takes milliseconds, and a
+file that was written to since then is refused. ``verify=True`` reads everything.
 """
 
 import hashlib

@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"lsr: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        resumes = options.command in (_encode, _index)
+        keeps = options.command is _index and (options.model != "bm25" or options.vectors)
+        resumes = options.command is _encode or keeps
         hint = ": the documents encoded so far are kept, the same command goes on from there" if resumes else ""
         print(f"lsr: interrupted{hint}", file=sys.stderr)
         return 130
@@ -130,7 +131,6 @@ def build_parser() -> argparse.ArgumentParser:
         "lsr demo")  # fmt: skip
     _model_options(demo, required=False)
     demo.add_argument("--dataset", metavar="NAME_OR_DIR", help="run this benchmark instead")
-    _build_options(demo)
     return parser
 
 
@@ -251,13 +251,18 @@ def _search(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from lsr.eval.datasets import load_dataset
     from lsr.eval.evaluate import evaluate_retriever, evaluate_run_file
-    from lsr.eval.metrics import measurable
+    from lsr.eval.metrics import DEFAULT_METRICS, measurable
+    from lsr.index.index import check_search_options
 
     if (options.model is None) == (options.run is None):
         raise InputError("give either --model MODEL or --run FILE")
     if len(options.dataset) > 1 and (options.save_run or options.vectors or options.run):
         raise InputError("--run, --save-run and --vectors name one file or folder: evaluate one --dataset at a time")
-    metrics = measurable(options.metric, options.k)
+    metrics = tuple(options.metric or DEFAULT_METRICS) if options.run else measurable(options.metric, options.k)
+    arguments = _search_arguments(options)
+    check_search_options(options.k, **arguments)
+    if {"query_cut", "heap_factor"} & arguments.keys() and not (options.seismic or options.lossless):
+        raise InputError("--query-cut and --heap-factor search the blocks of an index built with --seismic: add that")
     drop = {"auto": None, "drop": True, "keep": False}[options.self_matches]
     reports: list[Any] = []
     for name in options.dataset:
@@ -321,7 +326,7 @@ def _demo(options: argparse.Namespace) -> None:
         run_demo(_encoder(options), options.model, print)
         return
     dataset = load_dataset(options.dataset, skip_repeats=options.skip_repeats)
-    retriever = _build(dataset.corpus, options)
+    retriever = lsr.Retriever.build(dataset.corpus, _encoder(options), progress=True)
     for query in dataset.queries[:3]:
         show_hits(retriever, query.text, print)
         print()

@@ -47,6 +47,13 @@ class Corpus:
                 raise InputError(f"{self.name}: the document id {document.id!r} is no string: ids are str")
             if not document.id:
                 raise InputError(f"{self.name}: document number {len(seen) + 1} has an empty id")
+            try:
+                f"{document.id}{document.title}{document.text}".encode()
+            except UnicodeEncodeError as error:
+                half = error.object[error.start]
+                raise InputError(
+                    f"{self.name}: document {document.id!r} holds half a character ({half!r}): mend the text"
+                ) from error
             if document.id in seen and not self.skip_repeats:
                 raise InputError(
                     f"{self.name}: the document id {document.id!r} is used twice: ids must be unique "

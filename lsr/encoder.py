@@ -39,7 +39,7 @@ class Encoded(NamedTuple):
 
 
 class TextEncoder(ABC):
-    """One side of an encoder: texts in, sparse vectors out, the same whatever the batch.
+    """One side of an encoder: texts in, sparse vectors out, up to rounding the same whatever the batch.
 
     Attributes:
         kind: the name under which the side is saved.

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -44,6 +44,7 @@ def encode_corpus(
     encoder: Encoder,
     folder: str | os.PathLike[str] | None = None,
     *,
+    keep: Callable[[list[Document]], object] | None = None,
     progress: bool = False,
 ) -> EncodedCorpus:
     """Encode all documents of a corpus, through a folder of shards if one is given.
@@ -53,6 +54,7 @@ def encode_corpus(
         encoder: its document side is used.
         folder: where the shards are kept; made if it is not there. An interrupted call leaves its
             finished shards for the next one.
+        keep: called with the documents of each shard in order, for a caller who wants their texts.
         progress: show a progress bar on stderr.
 
     Raises:
@@ -74,6 +76,8 @@ def encode_corpus(
                 bar.update(len(shard))
             parts.append(encoded.vectors)
             ids += [document.id for document in shard]
+            if keep:
+                keep(shard)
             truncated += encoded.truncated
     if store:
         store.finish(len(parts), len(ids), truncated)
@@ -191,7 +195,7 @@ def _read_shard(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
         raise FormatError(f"{path} is damaged ({error}): delete it and run lsr encode again") from error
 
 

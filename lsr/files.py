@@ -86,7 +86,7 @@ def new_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iter
     Raises:
         InputError: ``path`` exists and ``overwrite`` is False, or its parent is missing.
     """
-    path = Path(os.path.abspath(path))
+    path = Path(os.path.realpath(path))  # a link to a folder stays a link
     check_target(path, overwrite=overwrite)
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -100,7 +100,11 @@ def new_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iter
             old = path.with_name(f".{path.name}.old")
             shutil.rmtree(old, ignore_errors=True)
             path.rename(old)
-            partial.rename(path)
+            try:
+                partial.rename(path)
+            except BaseException:  # an interruption too: the old folder comes back
+                old.rename(path)
+                raise
             shutil.rmtree(old)
         else:
             partial.rename(path)
@@ -125,8 +129,13 @@ def check_target(path: str | os.PathLike[str], *, overwrite: bool) -> None:
         raise InputError(f"the folder {path.absolute().parent} cannot be written to: choose another place")
     if path.exists() and not overwrite:
         raise InputError(f"{path} already exists: choose another path, or overwrite it (overwrite=True, --overwrite)")
-    if path.exists() and any(path.iterdir()) and not any((path / name).is_file() for name in OURS):
+    if path.exists() and any(path.iterdir()) and not any(_is_ours(path / name) for name in OURS):
         raise InputError(f"{path} is no index and no encoder, and will not be deleted: choose another path")
+
+
+def _is_ours(path: Path) -> bool:
+    content = path.read_bytes() if path.is_file() else b""
+    return b'"format_version"' in content and (b'"checksum"' in content or b'"identity"' in content)
 
 
 def _sync(path: Path) -> None:

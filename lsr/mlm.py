@@ -1,6 +1,7 @@
 """The MLM encoder: any Hugging Face masked-LM checkpoint, its logits pooled into a sparse vector."""
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,12 @@ from lsr.encoder import Advance, Encoded, TextEncoder
 from lsr.errors import FormatError, InputError
 from lsr.pooling import ACTIVATIONS, POOLINGS, pool_logits
 from lsr.tokenizer import ModelTokenizer
+
+#: Settings that decide vectors and show in no weight; other versions of transformers keep their names.
+DECISIVE = ("model_type", "num_attention_heads", "hidden_act", "layer_norm_eps", "rope_theta", "local_attention")
+
+#: Elements of pooled vectors held at a time.
+POOLED_ELEMENTS = 1 << 27
 
 #: Tokens in a batch, padding included.
 BATCH_TOKENS = {"cpu": 4_096, "cuda": 131_072}
@@ -56,10 +63,11 @@ class MlmModel:
     @property
     def max_length(self) -> int:
         """Positions the model has, special tokens included."""
-        config = self.model.config
-        positions = int(getattr(config, "max_position_embeddings", None) or 512)
-        # these count positions from behind the padding id
-        return positions - 2 if config.model_type in ("roberta", "xlm-roberta", "camembert") else positions
+        for name, module in self.model.named_modules():
+            padding = getattr(module, "padding_idx", None)
+            if name.endswith("position_embeddings") and padding is not None:
+                return int(module.num_embeddings) - int(padding) - 1  # positions are counted from behind the padding id
+        return int(getattr(self.model.config, "max_position_embeddings", None) or 512)
 
     @torch.inference_mode()
     def _logits(self) -> Tensor:
@@ -70,13 +78,18 @@ class MlmModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the digests of all weights (in any order) and the tokenizer's hash."""
+        """SHA-256 over the configuration, the tokenizer's hash and the digests of all weights.
+
+        The digests are sorted: names of weights differ between versions of transformers.
+        """
         parameters = {id(p): p for module in (self.model, self.projection) for p in module.parameters()}
         digests = sorted(
             hashlib.sha256(p.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()
             for p in parameters.values()
         )
-        return hashlib.sha256(" ".join([self.tokenizer.hash, *digests]).encode()).hexdigest()
+        config = {name: getattr(self.model.config, name, None) for name in DECISIVE}
+        parts = [json.dumps(config, sort_keys=True, default=str), self.tokenizer.hash, *digests]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     @torch.inference_mode()
     def states(self, batch: list[NDArray[np.int32]]) -> tuple[Tensor, list[int]]:
@@ -122,6 +135,11 @@ class MlmEncoder(TextEncoder):
             raise InputError(f"a maximum length of {max_length} tokens is more than the model's {model.max_length}")
         self.model = model
         self.tokenizer = model.tokenizer.with_options(max_length, add_special_tokens=True)
+        self._n_special = len(model.tokenizer([""]).ids[0])
+        if max_length <= self._n_special:
+            raise InputError(
+                f"a maximum length of {max_length} tokens leaves no room beside the {self._n_special} special tokens"
+            )
         self.max_length = max_length
         self.pooling = pooling
         self.activation = activation
@@ -133,16 +151,11 @@ class MlmEncoder(TextEncoder):
         for batch in self._batches(tokens.ids):
             pooled = self._pool([tokens.ids[i] for i in batch])
             for i, weights in zip(batch, pooled, strict=True):
-                if len(tokens.ids[i]) > self._n_special:  # a text of special tokens alone says nothing
-                    terms = np.flatnonzero(weights).astype(np.int32)
-                    rows[i] = (terms, weights[terms])
+                terms = np.flatnonzero(weights).astype(np.int32)
+                rows[i] = (terms, weights[terms])
             if advance:
                 advance(len(batch))
         return Encoded(_stack(rows, self.vocabulary_size), tokens.truncated)
-
-    @cached_property
-    def _n_special(self) -> int:
-        return len(self.tokenizer([""]).ids[0])
 
     def _pool(self, batch: list[NDArray[np.int32]]) -> NDArray[np.float32]:
         states, offsets = self.model.states(batch)
@@ -161,10 +174,12 @@ class MlmEncoder(TextEncoder):
     def _batches(self, token_ids: list[NDArray[np.int32]]) -> Iterator[list[int]]:
         """Positions of texts of similar length, the longest first, within the token budget."""
         budget = BATCH_TOKENS.get(self.model.model.device.type, BATCH_TOKENS["cpu"])
-        order = sorted(range(len(token_ids)), key=lambda i: (-len(token_ids[i]), i))
+        most = max(1, POOLED_ELEMENTS // self.vocabulary_size)
+        # a text of special tokens alone says nothing: its vector stays empty
+        speaking = [i for i, ids in enumerate(token_ids) if len(ids) > self._n_special]
         batch: list[int] = []
-        for i in order:
-            if batch and len(token_ids[batch[0]]) * (len(batch) + 1) > budget:
+        for i in sorted(speaking, key=lambda i: (-len(token_ids[i]), i)):
+            if batch and (len(token_ids[batch[0]]) * (len(batch) + 1) > budget or len(batch) == most):
                 yield batch
                 batch = []
             batch.append(i)

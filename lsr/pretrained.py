@@ -267,6 +267,12 @@ def _masked_lm_config(folder: Path, transformers: Any) -> Any:
 def _load_sentence_transformers(folder: Path, lengths: _Lengths, device: str | None) -> Encoder:
     modules = [(_class_name(m["type"]), folder / m["path"]) for m in _read_json(folder / "modules.json")]
     names = [name for name, _ in modules]
+    settings = folder / "config_sentence_transformers.json"
+    prompts = _read_json(settings).get("prompts", {}) if settings.is_file() else {}
+    if any(prompts.values()):
+        raise FormatError(
+            f"{folder} puts prompts before its texts ({prompts}): lsr does not, and its vectors would differ"
+        )
     if names == ["Router"]:
         return _load_router(modules[0][1], lengths, device)
     return _load_chain(folder, modules, lengths, device)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lsr.bm25 import Bm25
-from lsr.corpus import Corpus, CorpusSource, read_corpus
+from lsr.corpus import CorpusSource, read_corpus
 from lsr.encoder import ENCODER_FILE, Encoder, TextEncoder, encode_queries
-from lsr.encoding import EncodedCorpus, encode_corpus
+from lsr.encoding import encode_corpus
 from lsr.errors import InputError, LsrError, MismatchError
 from lsr.files import check_target, new_folder
 from lsr.index.hits import Hits
@@ -20,7 +20,7 @@ from lsr.index.index import Index
 from lsr.index.options import BuildOptions, check_threads
 from lsr.index.storage import finish, open_array, read_manifest, save_strings
 from lsr.pretrained import load_encoder, load_side, read_encoder_file
-from lsr.records import Query
+from lsr.records import Document, Query
 from lsr.run import Run
 from lsr.vectors import SparseVectors
 
@@ -98,46 +98,33 @@ class Retriever:
         check_threads(threads)
         if path is not None:
             check_target(path, overwrite=overwrite)
+            if vectors is not None and Path(vectors).resolve().is_relative_to(Path(path).resolve()):
+                raise InputError(f"the vectors folder {vectors} is inside the index {path}: choose another place")
         documents = read_corpus(corpus)
         if isinstance(encoder, Bm25):
             encoder = encoder.fit(documents, progress=progress)
         temporary = None
         if path is not None and vectors is None and not encoder.documents.light:
             temporary = vectors = Path(path).with_name(f".{Path(path).name}.vectors")
-        encoded = encode_corpus(documents, encoder, vectors, progress=progress)
-        retriever = cls._assemble(documents, encoded, encoder, options, threads, progress)
+        titles: list[str] = []
+        texts: list[str] = []
+
+        def keep(shard: list[Document]) -> None:
+            titles.extend(document.title for document in shard)
+            texts.extend(document.text for document in shard)
+
+        encoded = encode_corpus(documents, encoder, vectors, keep=keep, progress=progress)
+        index = Index.build(
+            encoded.vectors, encoded.ids, options=options, encoder=encoder, threads=threads, progress=progress
+        )
+        queries = encoder.queries
+        retriever = cls(index, StringTable.of(titles), StringTable.of(texts), lambda: queries)
         if path is not None:
             retriever._save(path, encoder, overwrite=overwrite)
             retriever = cls.open(path, encoder)
         if temporary is not None:
             shutil.rmtree(temporary)
         return retriever
-
-    @classmethod
-    def _assemble(
-        cls,
-        documents: Corpus,
-        encoded: EncodedCorpus,
-        encoder: Encoder,
-        options: BuildOptions | None,
-        threads: int | None,
-        progress: bool,
-    ) -> "Retriever":
-        index = Index.build(
-            encoded.vectors,
-            encoded.ids,
-            options=options,
-            encoder=encoder,
-            threads=threads,
-            progress=progress,
-        )
-        titles = StringTable.of(document.title for document in documents)
-        texts = StringTable.of(document.text for document in documents)
-        if len(texts) != len(index):
-            raise InputError(
-                f"{documents.name} changed while it was read: {len(index):,} documents, then {len(texts):,}"
-            )
-        return cls(index, titles, texts, lambda: encoder.queries)
 
     def _save(self, path: str | os.PathLike[str], encoder: Encoder, *, overwrite: bool) -> None:
         with new_folder(path, overwrite=overwrite) as folder:

@@ -20,7 +20,8 @@ def scores_of(query: np.ndarray, documents: np.ndarray) -> np.ndarray:
     """float32 sums in ascending order of term id, for every document."""
     scores = np.zeros(len(documents), dtype=F32)
     for term in np.flatnonzero(query):
-        scores = scores + query[term] * documents[:, term]
+        with np.errstate(over="ignore"):
+            scores = scores + query[term] * documents[:, term]
     return scores
 
 

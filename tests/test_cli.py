@@ -96,7 +96,7 @@ def test_idf_makes_queries_inference_free(tmp_path, corpus, checkpoint, capsys):
         (["search", "nowhere.index", "a question"], "there is no index at nowhere.index"),
         (["index", "nowhere.jsonl", "--model", "bm25", "--out", "x.index"], "neither a file, nor a folder"),
         (["evaluate", "--dataset", "nowhere"], "give either --model MODEL or --run FILE"),
-        (["evaluate", "--model", "bm25", "--dataset", "d", "--exact", "--query-cut", "3"], "neither a file"),
+        (["evaluate", "--model", "bm25", "--dataset", "d", "--exact", "--query-cut", "3"], "--exact has no knobs"),
         (["index", "c.jsonl", "--model", "bm25", "--out", "no/where/x.index"], "does not exist: create it"),
         (
             ["index", "c.jsonl", "--model", "./nowhere", "--out", "x.index"],
@@ -129,6 +129,8 @@ def test_bad_input_is_one_sentence_and_exit_code_1(tmp_path, monkeypatch, capsys
         (["--save-run", "."], "is a folder: name a file"),
         (["--metric", "fun@10"], "unknown metric 'fun@10'"),
         (["-k", "5", "--metric", "recall@100"], "recall@100 cannot be measured on lists of 5 documents"),
+        (["--candidates", "0"], "candidates must be an integer of at least 1"),
+        (["--query-cut", "3"], "search the blocks of an index built with --seismic: add that"),
         (["--threads", "0"], "threads must be an integer of at least 1"),
         (["--device", "cuda"], "bm25 takes no lengths, revision or device"),
     ],
@@ -142,7 +144,7 @@ def test_bad_options_are_refused_before_the_work(dataset, capsys, monkeypatch, a
 
 def test_default_metrics_fit_the_depth(dataset, capsys):
     _, out, _ = run(capsys, "evaluate", "--model", "bm25", "--dataset", dataset, "-k", 10, "--json", "-")
-    assert set(json.loads(out)["results"][0]["metrics"]) == {"ndcg@10", "mrr@10"}
+    assert set(json.loads(out)["results"][0]["metrics"]) == {"ndcg@10", "mrr@10", "recall@10", "map@10"}
 
 
 def test_an_error_of_the_system_is_one_sentence(tmp_path, corpus, capsys, monkeypatch):
@@ -154,14 +156,19 @@ def test_an_error_of_the_system_is_one_sentence(tmp_path, corpus, capsys, monkey
     assert (code, err) == (1, "lsr: /disk/x: No space left on device\n")
 
 
-def test_an_interruption_says_what_is_kept(tmp_path, corpus, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("command", "model", "kept"), [("index", "mlm", True), ("index", "bm25", False), ("encode", "bm25", True)]
+)
+def test_an_interruption_says_what_is_kept(tmp_path, corpus, checkpoint, capsys, monkeypatch, command, model, kept):
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("lsr.retriever.encode_corpus", interrupted)
-    code, _, err = run(capsys, "index", corpus, "--model", "bm25", "--out", tmp_path / "x.index")
+    monkeypatch.setattr("lsr.encoding.encode_corpus", interrupted)
+    model = checkpoint if model == "mlm" else model
+    code, _, err = run(capsys, command, corpus, "--model", model, "--out", tmp_path / "x.index")
     assert code == 130
-    assert "the same command goes on from there" in err
+    assert ("the same command goes on from there" in err) is kept
 
 
 @pytest.mark.parametrize("question", ["", "   "])

@@ -283,3 +283,10 @@ def test_the_first_document_of_an_id_can_be_kept(tmp_path: Path) -> None:
     with pytest.warns(LsrWarning, match=r"1 documents of .*docs.jsonl were left out: their ids were used before"):
         documents = list(read_corpus(path, skip_repeats=True))
     assert [(document.id, document.text) for document in documents] == [("1", "x"), ("2", "z")]
+
+
+def test_half_a_character_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "docs.jsonl"
+    path.write_text('{"_id": "d1", "text": "a \\ud83d"}\n')
+    with pytest.raises(InputError, match=r"document 'd1' holds half a character"):
+        list(read_corpus(path))

@@ -81,7 +81,7 @@ def test_k_cuts_the_run_and_may_pass_the_collection(retriever: lsr.Retriever) ->
     report, run, _ = evaluate_retriever(retriever, PETS, k=1)
     assert report.k == 1
     assert run["q1"].doc_ids == ["d2"]
-    assert report.metrics["mrr@10"] == pytest.approx(1 / 3)
+    assert report.metrics["mrr@1"] == pytest.approx(1 / 3)
     assert evaluate_retriever(retriever, PETS, k=1000)[1]["q1"].doc_ids == ["d2", "d1"]
 
 
@@ -127,7 +127,7 @@ def test_equal_ids_alone_drop_nothing_unless_asked(retriever: lsr.Retriever) -> 
 
 def test_an_index_of_another_corpus_is_refused() -> None:
     retriever = lsr.Retriever.build([("x1", "cat"), ("x2", "dog")], Bm25())
-    with pytest.raises(InputError, match="none of the relevant documents of pets/test is in the index"):
+    with pytest.raises(InputError, match="2 of the 2 relevant documents of .* it is of another corpus"):
         evaluate_retriever(retriever, PETS)
 
 
@@ -167,3 +167,14 @@ def test_self_matches_of_a_run_file_are_dropped_likewise(
     report = evaluate_run_file(str(path), ARGUMENT_DATA, metrics=["mrr"], drop_self_matches=asked)
     assert report.metrics["mrr"] == mrr
     assert report.self_matches == said
+
+
+def test_relevant_documents_that_are_missing_are_said(retriever: lsr.Retriever) -> None:
+    data = dataset({"q1": "cat"}, {"q1": {"d1": 1, "d2": 1, "gone": 1}})
+    with pytest.warns(LsrWarning, match="1 of the 3 relevant documents of pets/test are not in the index"):
+        evaluate_retriever(retriever, data)
+
+
+def test_metrics_given_as_one_string_are_refused(retriever: lsr.Retriever) -> None:
+    with pytest.raises(InputError, match=r"write \['ndcg@10'\]"):
+        evaluate_retriever(retriever, PETS, metrics="ndcg@10")

@@ -8,6 +8,8 @@ import pytest
 from lsr.errors import FormatError, InputError
 from lsr.files import check_target, new_folder, open_lines, replacing, sha256_of, write_synced
 
+OLD = '{"format_version": 1, "checksum": ""}'  # by which a folder is known as ours
+
 
 def tree(folder: Path) -> dict[str, str]:
     """Every file below a folder, with its text."""
@@ -141,20 +143,20 @@ def test_an_existing_folder_is_refused_before_the_block_runs(tmp_path: Path) -> 
 
 def test_overwriting_replaces_the_whole_folder(tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
-    (tmp_path / "made" / "manifest.json").write_text("old")
+    (tmp_path / "made" / "manifest.json").write_text(OLD)
     with new_folder(tmp_path / "made", overwrite=True) as folder:
         (folder / "new").write_text("new")
-        assert tree(tmp_path / "made") == {"manifest.json": "old"}
+        assert tree(tmp_path / "made") == {"manifest.json": OLD}
     assert tree(tmp_path) == {"made/new": "new"}
 
 
 def test_an_exception_while_overwriting_leaves_the_old_folder(tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
-    (tmp_path / "made" / "manifest.json").write_text("old")
+    (tmp_path / "made" / "manifest.json").write_text(OLD)
     with pytest.raises(RuntimeError), new_folder(tmp_path / "made", overwrite=True) as folder:  # noqa: PT012
         (folder / "new").write_text("half")
         raise RuntimeError
-    assert tree(tmp_path) == {"made/manifest.json": "old"}
+    assert tree(tmp_path) == {"made/manifest.json": OLD}
 
 
 def test_what_a_killed_process_left_behind_does_not_leak_into_the_new_folder(tmp_path: Path) -> None:
@@ -183,9 +185,10 @@ def test_a_folder_that_lsr_did_not_write_is_never_replaced(tmp_path: Path) -> No
     (tmp_path / "home").mkdir()
     check_target(tmp_path / "home", overwrite=True)  # nothing to lose in it
     (tmp_path / "home" / "thesis.tex").write_text("mine")
+    (tmp_path / "home" / "manifest.json").write_text('{"format_version": 3}')  # another program's
     with pytest.raises(InputError, match="home is no index and no encoder, and will not be deleted"):
         check_target(tmp_path / "home", overwrite=True)
-    assert tree(tmp_path) == {"home/thesis.tex": "mine"}
+    assert tree(tmp_path) == {"home/thesis.tex": "mine", "home/manifest.json": '{"format_version": 3}'}
 
 
 def test_a_name_in_the_working_directory_is_a_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,3 +201,31 @@ def test_a_name_in_the_working_directory_is_a_target(tmp_path: Path, monkeypatch
 def test_sha256_is_of_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")
     assert sha256_of(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "real") as folder:
+        (folder / "manifest.json").write_text(OLD)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with new_folder(tmp_path / "link", overwrite=True) as folder:
+        (folder / "a").write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert tree(tmp_path / "real") == {"a": "new"}
+
+
+def test_an_interruption_between_the_two_renames_brings_the_old_folder_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with new_folder(tmp_path / "made") as folder:
+        (folder / "manifest.json").write_text(OLD)
+    rename = Path.rename
+
+    def interrupted(path: Path, target: Path) -> Path:
+        if path.name.endswith(".partial"):
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "made", overwrite=True) as folder:
+        (folder / "a").write_text("new")
+    assert tree(tmp_path) == {"made/manifest.json": OLD}

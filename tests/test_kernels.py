@@ -100,9 +100,9 @@ def test_queries_too_long_for_accumulators_are_exact_too(monkeypatch, n_terms):
     monkeypatch.setattr("lsr.index.search.MOST_QUERY_TERMS", 1_000)
     rng = np.random.default_rng(0)
     documents = csr_array(rng.random((30, 1_200), dtype=np.float32) * (rng.random((30, 1_200)) < 0.3))
-    query = csr_array((rng.random((1, 1_200)) * (np.arange(1_200) < n_terms)).astype(np.float32))
+    query = csr_array((rng.random((2, 1_200)) * (np.arange(1_200) < [[n_terms], [900]])).astype(np.float32))
     searcher = Searcher(build_segment(check_vectors(documents), BuildOptions()))
-    expected = [oracle.exact_search(oracle.dense(query)[0], oracle.dense(documents), 5)]
+    expected = [oracle.exact_search(row, oracle.dense(documents), 5) for row in oracle.dense(query)]
     assert_found(searcher.exact(check_vectors(query), 5), expected)
     assert_found(searcher.pruned(check_vectors(query), 5, 30), expected)
 
@@ -119,11 +119,14 @@ def test_documents_may_fill_several_windows(n_documents):
         assert_found(searcher.exact(csr_array(queries), 50), expected)
 
 
-@pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e30, 1e37])
-def test_weights_of_any_size_keep_search_exact(scale):
+@pytest.mark.parametrize("query_scale", [1e-6, 1.0, 1e3])
+@pytest.mark.parametrize("scale", [1e-44, 1e-38, 1e-30, 1e30, 1e37])
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+def test_weights_of_any_size_keep_search_exact(scale, query_scale):
+    """Also where float32 scores are denormal, or overflow to infinity and tie."""
     rng = np.random.default_rng(1)
     dense = (rng.random((200, 12)) * (rng.random((200, 12)) < 0.4) * scale).astype(np.float32)
-    query = (rng.random(12) * (rng.random(12) < 0.7)).astype(np.float32)
+    query = (query_scale * rng.random(12) * (rng.random(12) < 0.7)).astype(np.float32)
     segment = build_segment(check_vectors(csr_array(dense)), BuildOptions())
     expected = [oracle.exact_search(query, dense, 10)]
     assert_found(Searcher(segment).exact(check_vectors(csr_array(query[None])), 10), expected)

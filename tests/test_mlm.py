@@ -1,5 +1,7 @@
 """The MLM encoder against the plain formula on the whole logits tensor."""
 
+import json
+import shutil
 import warnings
 
 import numpy as np
@@ -139,3 +141,43 @@ def test_the_fingerprint_tells_weights_apart_and_survives_saving(tmp_path, check
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         lsr.load_encoder(tmp_path / "saved" / "documents")  # a Hugging Face folder of its own
+
+
+def test_the_fingerprint_sees_settings_that_no_weight_shows(tmp_path, checkpoint, encoder):
+    folder = shutil.copytree(checkpoint, tmp_path / "relu")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_act": "relu"}))
+    other = lsr.load_encoder(folder)
+    assert np.abs((other.encode_documents(TEXTS) - encoder.encode_documents(TEXTS)).toarray()).max() > 0.01
+    assert other.fingerprint != encoder.fingerprint
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_a_length_must_leave_room_beside_the_special_tokens(checkpoint, length):
+    with pytest.raises(InputError, match="leaves no room beside the 2 special tokens"):
+        lsr.load_encoder(checkpoint, query_max_length=length)
+
+
+def test_positions_counted_from_behind_the_padding_id_are_not_passed(tmp_path, checkpoint):
+    """RoBERTa's and MPNet's way: the longest text has positions 2 to 33 of 34."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    config = transformers.MPNetConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=34, pad_token_id=1,
+    )  # fmt: skip
+    transformers.MPNetForMaskedLM(config).save_pretrained(tmp_path / "mpnet")
+    tokenizer.save_pretrained(tmp_path / "mpnet")
+    encoder = lsr.load_encoder(tmp_path / "mpnet")
+    assert encoder.documents.max_length == 32
+    with pytest.warns(LsrWarning, match="longer than 32 tokens"):
+        assert encoder.encode_documents([" ".join(["cat"] * 60)]).shape[0] == 1
+
+
+def test_an_empty_text_needs_no_special_tokens(tmp_path, checkpoint):
+    folder = shutil.copytree(checkpoint, tmp_path / "bare")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps({**tokenizer, "post_processor": None}))
+    encoder = lsr.load_encoder(folder)
+    for texts in (["the cat", ""], [""]):
+        with pytest.warns(LsrWarning, match="have no term"):
+            assert encoder.encode_documents(texts)[[len(texts) - 1]].nnz == 0

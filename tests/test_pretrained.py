@@ -58,6 +58,16 @@ def test_a_router_folder_gives_the_library_s_vectors(tmp_path, checkpoint):
     np.testing.assert_allclose(ours.encode_queries(TEXTS).toarray(), queries, atol=1e-5)
 
 
+def test_prompts_are_refused(tmp_path, checkpoint):
+    from sentence_transformers import SparseEncoder
+    from sentence_transformers.sparse_encoder.modules import MLMTransformer, SpladePooling
+
+    modules = [MLMTransformer(str(checkpoint)), SpladePooling("max")]
+    SparseEncoder(modules=modules, prompts={"query": "query: "}, device="cpu").save_pretrained(str(tmp_path / "st"))
+    with pytest.raises(FormatError, match="puts prompts before its texts"):
+        lsr.load_encoder(tmp_path / "st")
+
+
 def test_a_dense_model_is_refused(tmp_path, checkpoint):
     modules = [
         {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},

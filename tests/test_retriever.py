@@ -160,6 +160,24 @@ def test_what_is_no_encoder_is_refused(encoder):
         lsr.Retriever.build(DOCUMENTS, encoder)
 
 
+def test_texts_belong_to_their_ids_whatever_the_corpus_does():
+    """A corpus that comes in another order at every pass."""
+    passes = []
+
+    def read():
+        passes.append(1)
+        return iter(DOCUMENTS if len(passes) % 2 else DOCUMENTS[::-1])
+
+    retriever = lsr.Retriever.build(lsr.Corpus("restless", read), lsr.Bm25())
+    for document in DOCUMENTS:
+        assert retriever.text_of(document.id) == (document.title, document.text)
+
+
+def test_vectors_inside_the_index_are_refused(tmp_path):
+    with pytest.raises(InputError, match="is inside the index"):
+        lsr.Retriever.build(DOCUMENTS, lsr.Bm25(), tmp_path / "x.index", vectors=tmp_path / "x.index" / "vectors")
+
+
 def test_an_index_without_texts_is_not_a_retriever(tmp_path):
     encoder = lsr.Bm25().fit(TEXTS)
     lsr.Index.build(encoder.encode_documents(TEXTS), path=tmp_path / "x.index")

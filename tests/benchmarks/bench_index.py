@@ -86,6 +86,9 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    for path in (options.documents, options.queries):
+        if not path.is_file():
+            parser.error(f"{path} does not exist: name the vectors to use")
     documents = load(options.documents, options.vocabulary_size)[: options.limit]
     queries = load(options.queries, options.vocabulary_size)[:N_QUERIES]
     blocks = lsr.BuildOptions(seismic=True)
