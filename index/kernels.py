@@ -169,19 +169,9 @@ def _accumulate(accumulator, ptr, rows, codes, segment, multiplier):
 
 @kernel
 def _collect(
-    accumulator,
-    words,
-    n_words,
-    first_row,
-    wanted,
-    slack,
-    heap_bounds,
-    heap_rows,
-    size,
-    found_bounds,
-    found_rows,
-    n_found,
-):
+    accumulator, words, n_words, first_row, wanted, slack,
+    heap_bounds, heap_rows, size, found_bounds, found_rows, n_found,
+):  # fmt: skip
     """Take the window's documents that may be among the best, and clear the accumulators.
 
     The ``wanted`` largest bounds are kept in the heap. With slack >= 0, every document whose bound

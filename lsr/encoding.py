@@ -22,7 +22,7 @@ from tqdm import tqdm
 from lsr.corpus import Corpus, CorpusSource, read_corpus
 from lsr.encoder import Encoded, Encoder, warn_about
 from lsr.errors import FormatError, InputError
-from lsr.files import replacing, write_synced
+from lsr.files import check_parent, replacing, write_synced
 from lsr.records import Document
 from lsr.vectors import SparseVectors
 
@@ -128,8 +128,7 @@ class _ShardFolder:
                 raise InputError(
                     f"{folder} holds the vectors of {there.get('corpus')}: name another folder, or delete it"
                 )
-        if not folder.absolute().parent.is_dir():
-            raise InputError(f"the folder {folder.absolute().parent} does not exist: create it, or write elsewhere")
+        check_parent(folder)
         folder.mkdir(exist_ok=True)
         self._write_fields({"finished": False})
 

@@ -40,6 +40,15 @@ def open_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
             raise FormatError(f"{path}:{number + 1}: the gzip stream is damaged ({error})") from error
 
 
+def check_parent(path: Path) -> None:
+    """Refuse a place whose parent folder is missing or cannot be written to."""
+    parent = path.absolute().parent
+    if not parent.is_dir():
+        raise InputError(f"the folder {parent} does not exist: create it, or write elsewhere")
+    if not os.access(parent, os.W_OK):
+        raise InputError(f"the folder {parent} cannot be written to: choose another place")
+
+
 def check_file_target(path: str | os.PathLike[str]) -> None:
     """Refuse, before any work is done, a file that could not be written at the end.
 
@@ -49,10 +58,7 @@ def check_file_target(path: str | os.PathLike[str]) -> None:
     path = Path(path).absolute()
     if path.is_dir():
         raise InputError(f"{path} is a folder: name a file")
-    if not path.parent.is_dir():
-        raise InputError(f"the folder {path.parent} does not exist: create it, or write elsewhere")
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"the folder {path.parent} cannot be written to: choose another place")
+    check_parent(path)
 
 
 @contextmanager
@@ -121,12 +127,9 @@ def check_target(path: str | os.PathLike[str], *, overwrite: bool) -> None:
             its parent is missing.
     """
     path = Path(path)
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"the folder {path.absolute().parent} does not exist: create it, or write elsewhere")
+    check_parent(path)
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file: name a folder")
-    if not os.access(path.absolute().parent, os.W_OK):
-        raise InputError(f"the folder {path.absolute().parent} cannot be written to: choose another place")
     if path.exists() and not overwrite:
         raise InputError(f"{path} already exists: choose another path, or overwrite it (overwrite=True, --overwrite)")
     if path.exists() and any(path.iterdir()) and not any(_is_ours(path / name) for name in OURS):
