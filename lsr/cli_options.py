@@ -1,0 +1,160 @@
+"""What the commands share: groups of options, and the objects that they name."""
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lsr
+from lsr.errors import InputError
+from lsr.files import replacing
+
+if TYPE_CHECKING:
+    from lsr.bm25 import Bm25
+    from lsr.encoder import Encoder
+
+
+def add_command(commands: Any, name: str, run: Any, description: str, example: str) -> argparse.ArgumentParser:
+    """A command's parser, with an example below its options."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=description,
+        description=description,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.set_defaults(command=run)
+    return command
+
+
+def model_options(command: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Options that name an encoder; see `encoder_of`."""
+    command.add_argument(
+        "--skip-repeats", action="store_true", help="keep the first document of an id that is used twice"
+    )
+    group = command.add_argument_group("encoder")
+    group.add_argument("--model", required=required, metavar="MODEL",
+        help='"bm25", a folder (Hugging Face, sentence-transformers, or saved by lsr), or a hub id')  # fmt: skip
+    group.add_argument("--revision", help="revision of a hub id")
+    group.add_argument("--query-model", metavar="MODEL", help="encode queries with this model instead")
+    group.add_argument("--idf", metavar="FILE", help="look queries up in this idf.json instead (inference-free)")
+    group.add_argument(
+        "--document-max-length",
+        type=int,
+        metavar="N",
+        help="tokens kept of a document (default 512)",
+    )
+    group.add_argument("--query-max-length", type=int, metavar="N", help="tokens kept of a query (default 256)")
+    group.add_argument("--device", help="cpu, cuda, … (default: cuda where there is one)")
+
+
+def build_options(command: argparse.ArgumentParser) -> None:
+    """Options of building an index; see `build_retriever`."""
+    group = command.add_argument_group("index (docs/parameters.md)")
+    group.add_argument(
+        "--vectors",
+        metavar="DIR",
+        help="keep the encoded vectors here, and use those that are here",
+    )
+    group.add_argument("--head-mass", type=float, metavar="F", help="share of a document that --candidates search sees")
+    group.add_argument("--seismic", action="store_true", help="build blocks too, for --query-cut and --heap-factor")
+    group.add_argument("--lossless", action="store_true", help="blocks with nothing pruned")
+    group.add_argument("--n-postings", type=int, metavar="N", help="blocks: postings kept per term, as a mean")
+    group.add_argument("--centroid-fraction", type=float, metavar="F", help="blocks: number per posting")
+    group.add_argument("--summary-energy", type=float, metavar="F", help="blocks: share of a summary's mass kept")
+    group.add_argument("--threads", type=int, metavar="N", help="threads (default: one per core)")
+
+
+def search_options(command: argparse.ArgumentParser) -> None:
+    """Options of searching; see `search_arguments`."""
+    group = command.add_argument_group("search (docs/parameters.md)")
+    group.add_argument("--exact", action="store_true", help="miss no document")
+    group.add_argument("--candidates", type=int, metavar="N", help="documents scored (default: five a hit)")
+    group.add_argument("--query-cut", type=int, metavar="N", help="by blocks: query terms whose lists are walked")
+    group.add_argument(
+        "--heap-factor", type=float, metavar="F", help="by blocks: how soon one is skipped, 0 (never) to 1"
+    )
+
+
+def json_option(command: argparse.ArgumentParser) -> None:
+    """The option --json."""
+    command.add_argument("--json", metavar="FILE", help="write the result as JSON; - for stdout")
+
+
+def encoder_of(options: argparse.Namespace) -> "Encoder | Bm25":
+    """The encoder that --model and its companions name; BM25 is still to be fitted."""
+    if options.model == "bm25":
+        lengths = (options.document_max_length, options.query_max_length, options.revision, options.device)
+        if any(option is not None for option in lengths):
+            raise InputError("bm25 takes no lengths, revision or device: leave them out")
+        if options.idf or options.query_model:
+            raise InputError("--idf and --query-model go with a model, not with bm25, whose queries have their own IDF")
+        return lsr.Bm25()
+    arguments = {
+        "document_max_length": options.document_max_length,
+        "query_max_length": options.query_max_length,
+        "device": options.device,
+    }
+    encoder = lsr.load_encoder(options.model, revision=options.revision, **arguments)
+    if options.idf and options.query_model:
+        raise InputError("--idf and --query-model both say how queries are encoded: give one")
+    if options.query_model:
+        return encoder.with_queries(lsr.load_encoder(options.query_model, **arguments))
+    if options.idf:
+        return lsr.inference_free(
+            encoder, lsr.read_idf(options.idf, encoder), max_length=options.query_max_length or 256
+        )
+    return encoder
+
+
+def build_retriever(corpus: Any, options: argparse.Namespace, path: str | None = None) -> Any:
+    """Encode and index a corpus as the options say."""
+    given = {name: getattr(options, name) for name in ("n_postings", "centroid_fraction", "summary_energy")}
+    changes = {name: value for name, value in given.items() if value is not None}
+    if changes and not options.seismic and not options.lossless:
+        raise InputError(
+            f"{flags(changes)} tune the blocks of an index built with --seismic: add that, or leave them out"
+        )
+    if options.head_mass is not None:
+        changes["head_mass"] = options.head_mass
+    if options.seismic:
+        changes["seismic"] = True
+    if options.lossless and {"n_postings", "summary_energy"} & changes.keys():
+        raise InputError("--lossless prunes nothing: leave --n-postings and --summary-energy out")
+    make = lsr.BuildOptions.lossless if options.lossless else lsr.BuildOptions
+    return lsr.Retriever.build(
+        corpus,
+        encoder_of(options),
+        path,
+        options=make(**changes),
+        vectors=options.vectors,
+        threads=options.threads,
+        progress=True,
+        overwrite=getattr(options, "overwrite", False),
+    )
+
+
+def search_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of a search from the options."""
+    given = {name: getattr(options, name) for name in ("candidates", "query_cut", "heap_factor")}
+    knobs = {name: value for name, value in given.items() if value is not None}
+    if options.exact and knobs:
+        raise InputError(f"--exact has no knobs: leave {flags(knobs)} out")
+    return {"exact": options.exact, **knobs}
+
+
+def flags(names: Iterable[str]) -> str:
+    """Option names as they are typed."""
+    return ", ".join("--" + name.replace("_", "-") for name in names)
+
+
+def write_json(target: str, value: Any) -> None:
+    """Write JSON to a file, or to stdout for -."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    if target == "-":
+        print(text)
+        return
+    with replacing(Path(target)) as file:
+        file.write(text + "\n")
