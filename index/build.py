@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from tqdm import tqdm
 
+from lsr.errors import InputError
 from lsr.index import build_kernels
 from lsr.index.invert import invert, quantize_lists
 from lsr.index.options import BuildOptions
@@ -30,23 +31,56 @@ def build_segment(
     The result depends on the vectors and the options alone, not on the number of threads.
     """
     n_documents, vocabulary_size = vectors.shape
+    weights = stored_weights(vectors.data, options.weights)
+    if weights.dtype == np.float16:  # what is scored is what is kept: bounds and summaries are of it
+        vectors = csr_array((weights.astype(np.float32), vectors.indices, vectors.indptr), shape=vectors.shape)
     forward = Forward(
         frozen(vectors.indptr.astype(np.int64)),
         frozen(narrow(vectors.indices, vocabulary_size - 1)),
-        frozen(vectors.data.copy()),  # the caller may go on changing theirs
+        frozen(weights),
     )
+    workers = threads or os.cpu_count() or 1
     inverted = invert(vectors)
-    lists = quantize_lists(inverted, vectors, options.head_mass)
+
+    def over_lists(work: Callable[[int, int], None], ptr: Array) -> None:
+        tasks = list(_tasks(ptr))
+        with tqdm(total=len(tasks), desc="building lists", unit=" tasks", disable=not progress or None) as bar:
+            _in_parallel(work, tasks, workers, bar)
+
+    lists = quantize_lists(inverted, n_documents, options.dense_share, over_lists)
     if not options.seismic:
         return Segment(n_documents, vocabulary_size, forward, lists, None, None)
-    workers = threads or os.cpu_count() or 1
+    whole = forward._replace(weights=frozen(vectors.data))
     ptr, rows = prune(inverted, options.n_postings, options.max_fraction)
     tasks = list(_tasks(ptr)) or [(0, 0)]  # documents without a single term
     bar: tqdm[Any]
     with tqdm(total=2 * len(tasks), desc="building blocks", unit=" tasks", disable=not progress or None) as bar:
-        blocks = _cluster(ptr, rows, forward, vocabulary_size, options, tasks, workers, bar)
-        summaries = _summarize(blocks, forward, vocabulary_size, options, tasks, workers, bar)
+        blocks = _cluster(ptr, rows, whole, vocabulary_size, options, tasks, workers, bar)
+        summaries = _summarize(blocks, whole, vocabulary_size, options, tasks, workers, bar)
     return Segment(n_documents, vocabulary_size, forward, lists, blocks, summaries)
+
+
+def stored_weights(weights: NDArray[np.float32], kind: str) -> Array:
+    """The weights as the forward index keeps them: a copy, since the caller may go on changing theirs.
+
+    Args:
+        weights: float32.
+        kind: ``BuildOptions.weights``: "auto" takes float16 where no weight changes by it.
+
+    Raises:
+        InputError: "float16" is asked for, and a weight is beyond its range or rounds to zero.
+    """
+    if kind == "float32":
+        return weights.copy()
+    with np.errstate(over="ignore", under="ignore"):
+        half = weights.astype(np.float16)
+    if kind == "auto":
+        return half if np.array_equal(half.astype(np.float32), weights) else weights.copy()
+    if not (np.isfinite(half).all() and (half > 0).all()):
+        raise InputError(
+            "weights='float16' takes weights from 6e-8 to 65,504: scale the vectors, or build with weights='auto'"
+        )
+    return half
 
 
 def _tasks(ptr: NDArray[np.int64]) -> Iterator[tuple[int, int]]:

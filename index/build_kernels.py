@@ -30,26 +30,50 @@ def document_heads(forward_ptr, forward_terms, forward_weights, width, head_ptr,
 
 
 @kernel
-def mark_heads(forward_ptr, forward_weights, mass, is_head):
-    """Mark each document's heaviest postings: the fewest whose sum reaches ``mass`` of the whole.
+def quantize_lists(
+    first, last, ptr, rows, weights, begin, n_windows,
+    step, length, kind, place, dense_codes, window_ptr, window_rows, window_codes, short_rows, short_codes,
+):  # fmt: skip
+    """Write lists ``first`` to ``last`` in 8 bits to where they have their place (`lsr.index.segment.Lists`).
 
-    Of equal weights, the smaller term id goes first; with a mass of 1 all are marked.
+    ``begin`` says where a windowed list's postings begin in window_rows. A list's step is the smallest
+    float32 with 255 * step not below its largest weight, in exact arithmetic; a code is the smallest
+    with step * code not below the weight (a product exact in float64), 1 to 255.
     """
-    for row in range(len(forward_ptr) - 1):
-        start, stop = forward_ptr[row], forward_ptr[row + 1]
-        if mass >= 1:
-            is_head[start:stop] = True
-            continue
-        order = np.argsort(-forward_weights[start:stop], kind="mergesort")
-        total = 0.0
-        for f in range(start, stop):
-            total += forward_weights[f]
-        reached = 0.0
-        for i in order:
-            if reached >= mass * total:
-                break
-            is_head[start + i] = True
-            reached += forward_weights[start + i]
+    for listed in range(first, last):
+        start, stop = ptr[listed], ptr[listed + 1]
+        largest = np.float32(0)
+        for p in range(start, stop):
+            largest = max(largest, weights[p])
+        unit = np.float32(np.float64(largest) / 255)
+        if 255 * np.float64(unit) < np.float64(largest):
+            unit = np.nextafter(unit, np.float32(np.inf))
+        step[listed] = unit
+        at = place[listed]
+        window = 0
+        if kind[listed] == 1:
+            window_ptr[at] = begin[listed]
+        for p in range(start, stop):
+            exact = np.float64(unit)
+            code = np.intp(np.ceil(np.float64(weights[p]) / exact))
+            if code * exact < np.float64(weights[p]):
+                code += 1
+            row = np.intp(rows[p])
+            if kind[listed] == 2:
+                dense_codes[at + row] = code
+            elif kind[listed] == 1:
+                while row >> 16 > window:
+                    window += 1
+                    window_ptr[at + window] = begin[listed] + p - start
+                window_rows[begin[listed] + p - start] = row & 65535
+                window_codes[begin[listed] + p - start] = code
+            else:
+                short_rows[at + p - start] = row
+                short_codes[at + p - start] = code
+        if kind[listed] == 1:
+            while window < n_windows:
+                window += 1
+                window_ptr[at + window] = begin[listed] + stop - start
 
 
 @kernel

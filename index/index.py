@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +14,17 @@ from lsr.files import check_target, new_folder
 from lsr.index.build import build_segment
 from lsr.index.hits import Hits
 from lsr.index.ids import Ids
-from lsr.index.options import CANDIDATES_PER_HIT, HEAP_FACTOR, QUERY_CUT, BuildOptions, check_threads, is_count
+from lsr.index.options import (
+    CANDIDATES_PER_HIT,
+    HEAP_FACTOR,
+    QUERY_CUT,
+    QUERY_MASS,
+    RECALL,
+    BuildOptions,
+    check_threads,
+    is_count,
+)
+from lsr.index.planner import EXACT, Plan, Setting, fit_plan
 from lsr.index.search import Searcher
 from lsr.index.segment import Segment
 from lsr.index.storage import Manifest, finish, open_index, write_index
@@ -48,6 +58,7 @@ class Index:
         self._segment = segment
         self._ids = ids
         self._searcher = Searcher(segment)
+        self.plan = Plan.from_dict(manifest.plan)
 
     @classmethod
     def build(
@@ -58,6 +69,7 @@ class Index:
         *,
         options: BuildOptions | None = None,
         encoder: "Encoder | None" = None,
+        sample: "QueryVectors | None" = None,
         threads: int | None = None,
         progress: bool = False,
         overwrite: bool = False,
@@ -68,8 +80,10 @@ class Index:
             vectors: float32 CSR of shape (n, vocabulary).
             ids: n unique document ids; by default "0", "1", ….
             path: directory to save to; by default the index stays in memory.
-            options: what to build; the result depends on these and the vectors alone.
+            options: what to build; the arrays depend on these and the vectors alone.
             encoder: who made the vectors; by default what ``encode_documents`` noted on them.
+            sample: queries like those to come, on which the planner tries its settings; by default
+                they are made from documents.
             threads: threads of the build; by default one per core.
             progress: show a progress bar on stderr.
             overwrite: replace an index at ``path``.
@@ -79,7 +93,7 @@ class Index:
         """
         if path is not None:
             check_target(path, overwrite=overwrite)
-        index = cls._in_memory(vectors, ids, options or BuildOptions(), encoder, threads, progress)
+        index = cls._in_memory(vectors, ids, options or BuildOptions(), encoder, sample, threads, progress)
         if path is None:
             return index
         index.save(path, overwrite=overwrite)
@@ -92,6 +106,7 @@ class Index:
         ids: Iterable[str] | None,
         options: BuildOptions,
         encoder: "Encoder | None",
+        sample: "QueryVectors | None",
         threads: int | None,
         progress: bool,
     ) -> "Index":
@@ -102,8 +117,10 @@ class Index:
         if checked.shape[0] == 0:
             raise InputError("there are no documents to index: the vectors have no row")
         packed = Ids.check(ids, checked.shape[0])
+        queries = None if sample is None else as_query_vectors(sample, checked.shape[1])
         segment = build_segment(checked, options, threads=threads, progress=progress)
-        manifest = Manifest(checked.shape[0], checked.shape[1], options, identity)
+        plan = fit_plan(Searcher(segment), queries, options.plan_queries, seed=options.seed, progress=progress)
+        manifest = Manifest(checked.shape[0], checked.shape[1], options, plan.to_dict(), identity)
         return cls(manifest, segment, packed)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -140,25 +157,30 @@ class Index:
         k: int = 10,
         *,
         exact: bool = False,
+        recall: float | None = None,
         candidates: int | None = None,
+        query_mass: float | None = None,
         query_cut: int | None = None,
         heap_factor: float | None = None,
         threads: int | None = None,
     ) -> Hits:
         """Find the k documents with the largest dot product for every query.
 
-        There are three ways, and all give exact scores; what differs is which documents are looked at.
-        The knobs name the way; with none, it is the second with five candidates a hit.
+        Say what recall is wanted and the planner chooses how to search, or name a way by its knobs; with
+        neither, a recall of 0.99 is wanted. All ways give exact scores; what differs is which documents
+        are looked at.
 
         Args:
             queries: CSR of shape (n, vocabulary); or one {term id: weight} dict or a list of them;
                 or one (term ids, weights) pair.
             k: hits wanted per query.
-            exact: walk the query's inverted lists and miss no document.
-            candidates: walk only the heads of the lists (see ``BuildOptions.head_mass``), and score this
-                many documents, at least k, that look best by them. A query whose heads hold fewer
-                documents, or whose tails are so short that walking them costs less than scoring the
-                candidates, is answered exactly.
+            exact: miss no document.
+            recall: share of the exact hits to be found, as a mean over queries like those that the
+                planner tried; see `explain_plan`.
+            candidates: score this many documents, at least k, that look best by the lists that are walked.
+                A query whose lists hold fewer is answered exactly. Default: five a hit.
+            query_mass: walk the lists that add most to scores for their length, until they hold this share
+                of what all the query's lists can add; default 0.8.
             query_cut: walk the blocks (``BuildOptions.seismic``) in the lists of this many of the query's
                 heaviest terms; default 10.
             heap_factor: skip a block whose summary scores below heap_factor times the k-th best score so
@@ -172,33 +194,56 @@ class Index:
             InputError: k, a knob or the queries are not acceptable, or the index has no blocks.
             MismatchError: the queries come from another encoder than the index's vectors.
         """
-        by_blocks = query_cut is not None or heap_factor is not None
-        check_search_options(k, exact, candidates, query_cut, heap_factor)
+        check_search_options(k, exact, recall, candidates, query_mass, query_cut, heap_factor)
         check_threads(threads)
-        if by_blocks and self._segment.blocks is None:
-            raise InputError(
-                "the index has no blocks for query_cut and heap_factor: build it with "
-                "BuildOptions(seismic=True) (--seismic), or search by candidates"
-            )
         self._check_encoder(queries)
         vectors = as_query_vectors(queries, self.vocabulary_size)
         if k > len(self):
             message = f"k = {k:,} is more than the {len(self):,} documents: every query gets at most {len(self):,} hits"
             warnings.warn(message, LsrWarning, stacklevel=2)
         reach = min(k, len(self))
-        if exact:
-            scores, rows, counts = self._searcher.exact(vectors, reach, threads)
-        elif by_blocks:
-            cut, factor = query_cut or QUERY_CUT, HEAP_FACTOR if heap_factor is None else heap_factor
-            scores, rows, counts = self._searcher.seismic(vectors, reach, cut, factor, threads)
-        else:
+        if candidates is not None or query_mass is not None:
             wanted = CANDIDATES_PER_HIT * reach if candidates is None else candidates
-            scores, rows, counts = self._searcher.pruned(vectors, reach, wanted, threads)
+            mass = QUERY_MASS if query_mass is None else query_mass
+            scores, rows, counts = self._searcher.pruned(vectors, reach, wanted, mass, threads)
+        else:
+            setting = self._setting(exact, recall, query_cut, heap_factor)
+            scores, rows, counts = setting.run(self._searcher, vectors, reach, threads)
         if reach < k:
             padding = ((0, 0), (0, k - reach))
             scores = np.pad(scores, padding, constant_values=-np.inf)
             rows = np.pad(rows, padding, constant_values=-1)
         return Hits(rows, scores, counts, self._ids)
+
+    def _setting(self, exact: bool, recall: float | None, query_cut: int | None, heap_factor: float | None) -> Setting:
+        if exact:
+            return EXACT
+        if query_cut is None and heap_factor is None:
+            return self.plan.choose(RECALL if recall is None else recall)
+        if self._segment.blocks is None:
+            raise InputError(
+                "the index has no blocks for query_cut and heap_factor: build it with "
+                "BuildOptions(seismic=True) (--seismic), or search by recall or candidates"
+            )
+        factor = HEAP_FACTOR if heap_factor is None else heap_factor
+        return Setting("blocks", {"query_cut": query_cut or QUERY_CUT, "heap_factor": factor})
+
+    def search_batches(self, batches: Iterable[QueryVectors], k: int = 10, **options: Any) -> Iterator[Hits]:
+        """Search batch after batch, for more queries than fit into memory; as `search`."""
+        for batch in batches:
+            yield self.search(batch, k, **options)
+
+    def explain_plan(self, recall: float = RECALL) -> str:
+        """Which way `search` takes for a recall, and what the planner found for all it tried."""
+        check_search_options(1, recall=recall)
+        return self.plan.explain(recall)
+
+    def warmup(self) -> None:
+        """Compile all search kernels now: the first search of a process else takes seconds longer."""
+        nothing = csr_array((1, self.vocabulary_size), dtype=np.float32)
+        self._searcher.exact(nothing, 1, 1)
+        if self._segment.blocks is not None:
+            self._searcher.seismic(nothing, 1, QUERY_CUT, HEAP_FACTOR, 1)
 
     def explain(self, query: QueryVectors, doc_id: str) -> list[TermMatch]:
         """The terms that a query and a document share, the largest contribution first."""
@@ -264,22 +309,38 @@ class Index:
 def check_search_options(
     k: int,
     exact: bool = False,
+    recall: float | None = None,
     candidates: int | None = None,
+    query_mass: float | None = None,
     query_cut: int | None = None,
     heap_factor: float | None = None,
 ) -> None:
     """Refuse options of `Index.search` that are out of range, or of two ways to search."""
     if not is_count(k):
         raise InputError(f"k must be an integer of at least 1: got {k!r}")
-    by_blocks = query_cut is not None or heap_factor is not None
-    if exact and (by_blocks or candidates is not None):
+    by_lists = {"candidates": candidates, "query_mass": query_mass}
+    by_blocks = {"query_cut": query_cut, "heap_factor": heap_factor}
+    in_lists, in_blocks = ([n for n, value in knobs.items() if value is not None] for knobs in (by_lists, by_blocks))
+    if exact and (in_lists or in_blocks or recall is not None):
         raise InputError(
-            "candidates, query_cut and heap_factor are knobs of approximate search: leave them out of exact search"
+            "recall, candidates, query_mass, query_cut and heap_factor are knobs of approximate search: "
+            "leave them out of exact search"
         )
-    if by_blocks and candidates is not None:
-        raise InputError("candidates goes without query_cut and heap_factor: they are knobs of another search")
+    if recall is not None and (in_lists or in_blocks):
+        raise InputError(f"recall chooses the knobs itself: leave {' and '.join(in_lists + in_blocks)} out")
+    if in_lists and in_blocks:
+        raise InputError(
+            f"{' and '.join(in_lists)} goes without {' and '.join(in_blocks)}: they are knobs of another search"
+        )
     for name, count in (("candidates", candidates), ("query_cut", query_cut)):
         if count is not None and not is_count(count):
             raise InputError(f"{name} must be an integer of at least 1: got {count!r}")
-    if heap_factor is not None and not (isinstance(heap_factor, int | float | np.floating) and 0 <= heap_factor <= 1):
+    for name, share in (("recall", recall), ("query_mass", query_mass)):
+        if share is not None and not (_is_number(share) and 0 < share <= 1):
+            raise InputError(f"{name} must be a number above 0 and at most 1: got {share!r}")
+    if heap_factor is not None and not (_is_number(heap_factor) and 0 <= heap_factor <= 1):
         raise InputError(f"heap_factor must be a number from 0 (skip nothing) to 1: got {heap_factor!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)

@@ -7,7 +7,7 @@ Better means a larger score; of equal scores, the smaller row.
 
 import numpy as np
 
-from lsr.numba_support import kernel
+from lsr.numba_support import half_to_float, kernel, prefetch
 
 
 @kernel
@@ -76,52 +76,77 @@ def _find(values, start, stop, wanted):
 
 
 @kernel
-def _score(row, forward_ptr, forward_terms, forward_weights, dense_query):
-    """The score of one document."""
-    score = np.float32(0)
+def _score(row, forward_ptr, forward_terms, forward_weights, dense_query, products):
+    """The score of one document.
+
+    Products that are 0 change no sum: leaving them out shortens the chain of additions, whose latency
+    would otherwise be what scoring takes.
+    """
+    n = 0
     for f in range(forward_ptr[row], forward_ptr[row + 1]):
-        score += dense_query[forward_terms[f]] * forward_weights[f]
+        product = dense_query[forward_terms[f]] * half_to_float(forward_weights[f])
+        products[n] = product
+        n += np.intp(product != 0)
+    score = np.float32(0)
+    for i in range(n):
+        score += products[i]
     return score
 
 
 @kernel
-def _score_all(forward_ptr, forward_terms, forward_weights, dense_query, k, hit_scores, hit_rows, base):
+def _fetch(row, forward_ptr, forward_terms, forward_weights):
+    """Ask for a document's terms and weights before they are needed, a cache line at a time."""
+    for f in range(forward_ptr[row], forward_ptr[row + 1], LINE):
+        prefetch(forward_terms, f)
+        prefetch(forward_weights, f)
+
+
+@kernel
+def _score_all(
+    forward_ptr, forward_terms, forward_weights, dense_query, products, k, hit_scores, hit_rows, base
+):  # fmt: skip
     """Score every document; returns the number of hits. For queries too long for accumulators."""
     size = 0
     for row in range(len(forward_ptr) - 1):
-        score = _score(row, forward_ptr, forward_terms, forward_weights, dense_query)
+        score = _score(row, forward_ptr, forward_terms, forward_weights, dense_query, products)
         if score > 0:
             size = _offer(hit_scores, hit_rows, base, size, k, score, row)
     return size
 
 
 @kernel
-def _score_found(
-    forward_ptr, forward_terms, forward_weights, dense_query, found_bounds, found_rows, n_found, lowest, unit,
-    rounding, k, hit_scores, hit_rows, base,
+def _score_rows(
+    rows, bounds, n_rows, behind_bound, behind_row, lowest, beyond, unit, rounding,
+    forward_ptr, forward_terms, forward_weights, dense_query, products, k, hit_scores, hit_rows, base, n_hits,
 ):  # fmt: skip
-    """Score the documents whose bound is not below ``lowest``; returns the number of hits.
+    """Score the documents that can still be among the k best; returns the number of hits.
 
-    bound * unit + rounding is never below a score; a document that cannot reach the k-th
-    best score any more is passed over.
+    (bound + beyond) * unit + rounding is never below a document's score. Documents with bounds below
+    ``lowest`` are passed over, and so are those not behind (behind_bound, behind_row) in the
+    order of bounds: they have been scored before.
     """
-    n_hits = 0
-    for i in range(n_found):
-        hopeless = n_hits == k and found_bounds[i] * unit + rounding < min(np.float64(hit_scores[base]), LARGEST)
-        if found_bounds[i] >= lowest and not hopeless:
-            row = found_rows[i]
-            score = _score(row, forward_ptr, forward_terms, forward_weights, dense_query)
-            if score > 0:
-                n_hits = _offer(hit_scores, hit_rows, base, n_hits, k, score, row)
+    for i in range(n_rows):
+        if i + AHEAD < n_rows and bounds[i + AHEAD] >= lowest:
+            _fetch(rows[i + AHEAD], forward_ptr, forward_terms, forward_weights)
+        bound, row = np.int64(bounds[i]), rows[i]
+        if bound < lowest or not _better(behind_bound, behind_row, bound, row):
+            continue
+        if n_hits == k and (bound + beyond) * unit + rounding < min(np.float64(hit_scores[base]), LARGEST):
+            continue
+        score = _score(row, forward_ptr, forward_terms, forward_weights, dense_query, products)
+        if score > 0:
+            n_hits = _offer(hit_scores, hit_rows, base, n_hits, k, score, row)
     return n_hits
 
 
 # --- inverted lists: integer bounds, then exact scores -------------------------------------------
 #
-# A posting adds ceil(multiplier * code / 256) to its document's 16-bit accumulator. The multipliers
-# are scaled so that no accumulator passes 2^15 - 1, and everything is rounded up: bound * unit is
-# never below the score. It is above by at most `slack` units, so that with the k-th largest bound B
-# no document below B - slack can be among the k best. The few that are left are scored exactly.
+# A posting adds its contribution, multiplier * code / 256 rounded up, to its document's 16-bit
+# accumulator. The multipliers are scaled so that no accumulator passes 2^15 - 1, and everything is
+# rounded up: with all lists walked, bound * unit is never below the score, and above it by at most
+# `slack` units. The lists that promise most for their length are walked first; what the others
+# could add at most is `beyond`. So with the k-th largest bound B, no document whose bound is below
+# B - slack - beyond can be among the k best. The few that are left are scored exactly.
 
 MOST = 2**15 - 1  # of an accumulator: its highest bit is for comparing four at a time
 LANES = np.uint64(0x0001_0001_0001_0001)
@@ -129,29 +154,38 @@ HIGH_BITS = np.uint64(0x8000_8000_8000_8000)
 BLOCK_WORDS = 16  # 64-bit words of accumulators looked at together: 64 documents
 LARGEST = np.float64(np.finfo(np.float32).max)
 SMALLEST = 2.0**-149  # above 0, of float32
+LINE = 32  # 16-bit elements in a cache line
+AHEAD = 4  # documents between asking for one and scoring it
 
 
 @kernel
-def _multipliers(query_terms, query_weights, start, stop, list_terms, list_step, matched, multipliers):
-    """Find the query's lists, and scale their steps to accumulator units.
+def _match(
+    query_terms, query_weights, start, stop, list_terms, list_step, list_length,
+    matched, multipliers, priorities, order,
+):  # fmt: skip
+    """Find the query's lists, scale their steps to accumulator units, and order them.
 
     Returns the number of lists, the unit (float64) and the slack in units; ``matched`` and
-    ``multipliers`` are filled. No list: (0, 0, 0).
+    ``multipliers`` are filled, and ``order`` sorts them by what they can add to a score over the square
+    root of their length. No list: (0, 0, 0).
     """
     n = 0
     total = 0.0
     for q in range(start, stop):
         listed = _find(list_terms, 0, len(list_terms), query_terms[q])
         if listed >= 0:
+            most = np.float64(query_weights[q]) * np.float64(list_step[listed]) * 255
             matched[n] = listed
-            multipliers[n] = query_weights[q]
-            total += np.float64(query_weights[q]) * np.float64(list_step[listed]) * 255
+            multipliers[n] = most
+            priorities[n] = most / np.sqrt(np.float64(list_length[listed]))
+            total += most
             n += 1
     if n == 0:
         return 0, 0.0, 0
     unit = total / (MOST - 2 * n - 1)
     for i in range(n):
-        multipliers[i] = np.ceil(multipliers[i] * np.float64(list_step[matched[i]]) / unit * 256)
+        multipliers[i] = np.ceil(multipliers[i] / 255 / unit * 256 * (1 + 1e-12))
+    _sort_descending(priorities, order, n)
     # codes, multipliers and products are each rounded up; the last term covers float32's own rounding
     slack = np.int64(np.ceil(1.001 * total / 255 / unit)) + 2 * n + 2 + n // 50
     if total >= 0.99 * LARGEST or unit < n * SMALLEST:
@@ -160,11 +194,78 @@ def _multipliers(query_terms, query_weights, start, stop, list_terms, list_step,
 
 
 @kernel
-def _accumulate(accumulator, ptr, rows, codes, segment, multiplier):
-    """Add one list's postings of one window."""
+def _sort_descending(values, order, size):
+    """Write positions to ``order``, the largest value first, ties by position: a heap sort."""
+    for position in range(size):
+        order[position] = position
+    for start in range(size // 2 - 1, -1, -1):
+        _sink(values, order, start, size)
+    for end in range(size - 1, 0, -1):
+        order[0], order[end] = order[end], order[0]
+        _sink(values, order, 0, end)
+
+
+@kernel
+def _sink(values, order, at, size):
+    while True:
+        worst = at
+        for child in range(2 * at + 1, min(2 * at + 3, size)):
+            if _better(values[order[worst]], order[worst], values[order[child]], order[child]):
+                worst = child
+        if worst == at:
+            return
+        order[at], order[worst] = order[worst], order[at]
+        at = worst
+
+
+@kernel
+def _share(multipliers, order, n, mass):
+    """How many lists, in order, hold ``mass`` of the sum of what all can add, and what the others can."""
+    total = 0.0
+    for i in range(n):
+        total += multipliers[i]
+    reached = 0.0
+    walked = 0
+    while walked < n and reached < mass * total:
+        reached += multipliers[order[walked]]
+        walked += 1
+    beyond = np.int64(0)
+    for i in range(walked, n):
+        beyond += np.int64(multipliers[order[i]]) * 255 // 256 + 1
+    return walked, beyond
+
+
+@kernel
+def _add_dense(accumulator, documents, codes, begin, multiplier):
+    """Add a list that has a code for every document.
+
+    Over slices, whose positions Numba knows not to be negative, LLVM makes it a loop over vectors.
+    """
+    factor = np.uint16(multiplier)
+    sums, parts = accumulator[:documents], codes[begin : begin + documents]
+    for d in range(len(sums)):
+        code = np.uint16(parts[d])
+        product = np.uint16((np.uint32(factor) * np.uint32(np.uint16(code << np.uint16(8)))) >> np.uint32(16))
+        sums[d] = np.uint16(sums[d] + product + min(code, np.uint16(1)))
+
+
+@kernel
+def _add_window(accumulator, rows, codes, begin, end, multiplier):
+    """Add the postings of a window of a windowed list."""
     factor = np.uint32(multiplier)
-    for p in range(ptr[segment], ptr[segment + 1]):
-        accumulator[rows[p]] += np.uint16((factor * np.uint32(codes[p]) + np.uint32(255)) >> np.uint32(8))
+    for p in range(begin, end):
+        accumulator[rows[p]] += np.uint16(((factor * np.uint32(codes[p])) >> np.uint32(8)) + np.uint32(1))
+
+
+@kernel
+def _add_short(accumulator, rows, codes, begin, end, first_row, multiplier):
+    """Add the postings of a short list that are in the window; returns where the next window's begin."""
+    factor = np.uint32(multiplier)
+    p = begin
+    while p < end and np.int64(rows[p]) - first_row < len(accumulator):
+        accumulator[np.int64(rows[p]) - first_row] += np.uint16(((factor * np.uint32(codes[p])) >> 8) + 1)
+        p += 1
+    return p
 
 
 @kernel
@@ -204,24 +305,35 @@ def _collect(
 
 @kernel
 def _walk(
-    matched, multipliers, n, head_ptr, head_rows, head_codes, tail_ptr, tail_rows, tail_codes,
-    n_documents, accumulator, words, exact, wanted, slack, heap_bounds, heap_rows, found_bounds, found_rows,
+    matched, multipliers, order, walked, cursors,
+    list_length, list_kind, list_place, dense_codes, window_ptr, window_rows, window_codes, short_rows, short_codes,
+    n_documents, accumulator, words, wanted, slack, heap_bounds, heap_rows, found_bounds, found_rows,
 ):  # fmt: skip
-    """Walk a query's n lists window by window, the tails only if exact; returns as `_collect`."""
+    """Walk the first ``walked`` lists, in order, window by window; returns as `_collect`."""
     window = len(accumulator)
-    n_windows = (n_documents + window - 1) // window
     size = 0
     n_found = 0
-    for w in range(n_windows):
-        for i in range(n):
-            segment = matched[i] * n_windows + w
-            _accumulate(accumulator, head_ptr, head_rows, head_codes, segment, multipliers[i])
-            if exact:
-                _accumulate(accumulator, tail_ptr, tail_rows, tail_codes, segment, multipliers[i])
-        documents = min(window, n_documents - w * window)
+    for i in range(walked):
+        cursors[i] = list_place[matched[order[i]]]
+    for w in range((n_documents + window - 1) // window):
+        first_row = w * window
+        documents = min(window, n_documents - first_row)
         n_words = (documents + 4 * BLOCK_WORDS - 1) // (4 * BLOCK_WORDS) * BLOCK_WORDS
+        for i in range(walked):
+            listed, multiplier = matched[order[i]], multipliers[order[i]]
+            place = list_place[listed]
+            if list_kind[listed] == 2:
+                _add_dense(accumulator, 4 * n_words, dense_codes, place + first_row, multiplier)
+            elif list_kind[listed] == 1:
+                begin, end = window_ptr[place + w], window_ptr[place + w + 1]
+                _add_window(accumulator, window_rows, window_codes, begin, end, multiplier)
+            else:
+                end = place + list_length[listed]
+                cursors[i] = _add_short(
+                    accumulator, short_rows, short_codes, cursors[i], end, first_row, multiplier
+                )  # fmt: skip
         size, n_found = _collect(
-            accumulator, words, n_words, w * window, wanted, slack if exact else -1,
+            accumulator, words, n_words, first_row, wanted, slack,
             heap_bounds, heap_rows, size, found_bounds, found_rows, n_found,
         )  # fmt: skip
     return size, n_found
@@ -230,73 +342,81 @@ def _walk(
 @kernel
 def search_lists(
     query_ptr, query_terms, query_weights, first, last,
-    list_terms, list_step, head_ptr, head_rows, head_codes, tail_ptr, tail_rows, tail_codes,
+    list_terms, list_step, list_length, list_kind, list_place,
+    dense_codes, window_ptr, window_rows, window_codes, short_rows, short_codes,
     forward_ptr, forward_terms, forward_weights,
-    accumulator, words, dense_query, matched, multipliers, heap_bounds, heap_rows, found_bounds, found_rows,
-    candidates, postings_per_score, most_terms, k, hit_scores, hit_rows, hit_counts,
+    accumulator, words, dense_query, products, matched, multipliers, priorities, order, cursors,
+    heap_bounds, heap_rows, found_bounds, found_rows,
+    candidates, mass, most_terms, most_found, k, hit_scores, hit_rows, hit_counts,
 ):  # fmt: skip
     """Top k of queries ``first`` to ``last`` through the inverted lists, term at a time.
 
     Args:
         query_ptr, query_terms, query_weights: the queries as CSR (int64, int64, float32).
         first, last: the queries to answer.
-        list_terms, …, tail_codes: see `lsr.index.segment.Lists`.
-        forward_ptr, forward_terms, forward_weights: the documents as CSR.
+        list_terms, …, short_codes: see `lsr.index.segment.Lists`.
+        forward_ptr, forward_terms, forward_weights: the documents as CSR, 16-bit weights as uint16.
         accumulator: scratch, uint16 zeros, one per document of a window; left zero. words: the same
             memory as uint64.
         dense_query: scratch, float32 zeros (vocabulary,); left zero.
-        matched, multipliers: scratch, int64 and float64, as long as the longest query.
+        products: scratch, float32, as long as the longest document.
+        matched, multipliers, priorities, order, cursors: scratch, int64, float64, float64, int64, int64,
+            as long as the longest query.
         heap_bounds, heap_rows: scratch, float32 and int64 (max(k, candidates),).
         found_bounds, found_rows: scratch, int64 (documents,); for exact search.
-        candidates: 0 for exact search; else only the heads of the lists are walked, and this many
-            documents, those of the largest bounds, are scored. A query whose heads hold fewer, or whose
-            tails cost less than scoring the candidates, is answered exactly.
-        postings_per_score: postings added in about the time in which one document is scored.
+        candidates: 0 for exact search; else this many documents, those of the largest bounds, are
+            scored. A query whose walked lists hold fewer is answered exactly.
+        mass: share of what the query's lists can add to a score that the walked ones must hold. Exact
+            search makes up for the others by scoring more documents, and where those would be more
+            than ``most_found``, it walks all lists.
         most_terms: a query with more is answered by scoring every document.
         k: hits wanted, at most the number of documents.
         hit_scores, hit_rows, hit_counts: results of all queries: (n * k,), (n * k,), (n,).
     """
     n_documents = len(forward_ptr) - 1
-    n_windows = (n_documents + len(accumulator) - 1) // len(accumulator)
     for query in range(first, last):
         start, stop = query_ptr[query], query_ptr[query + 1]
         base = query * k
+        n_hits = 0
         for q in range(start, stop):
             dense_query[query_terms[q]] = query_weights[q]
         if stop - start > most_terms:
-            n_hits = _score_all(forward_ptr, forward_terms, forward_weights, dense_query, k, hit_scores, hit_rows, base)
-        else:
-            n, unit, slack = _multipliers(
-                query_terms, query_weights, start, stop, list_terms, list_step, matched, multipliers
+            n_hits = _score_all(
+                forward_ptr, forward_terms, forward_weights, dense_query, products, k, hit_scores, hit_rows, base
             )
-            in_tails = np.int64(0)
-            for i in range(n):
-                in_tails += tail_ptr[(matched[i] + 1) * n_windows] - tail_ptr[matched[i] * n_windows]
-            exact = candidates == 0 or in_tails <= postings_per_score * (candidates - k)
+        else:
+            n, unit, slack = _match(
+                query_terms, query_weights, start, stop, list_terms, list_step, list_length,
+                matched, multipliers, priorities, order,
+            )  # fmt: skip
+            exact = candidates == 0
+            walked, beyond = _share(multipliers, order, n, mass)
             while True:
                 wanted = k if exact else candidates
                 size, n_found = _walk(
-                    matched, multipliers, n, head_ptr, head_rows, head_codes, tail_ptr, tail_rows, tail_codes,
-                    n_documents, accumulator, words, exact, wanted, slack,
+                    matched, multipliers, order, walked, cursors, list_length, list_kind, list_place,
+                    dense_codes, window_ptr, window_rows, window_codes, short_rows, short_codes,
+                    n_documents, accumulator, words, wanted, slack + beyond if exact else -1,
                     heap_bounds, heap_rows, found_bounds, found_rows,
                 )  # fmt: skip
-                if exact or size == wanted:
+                lowest = np.int64(heap_bounds[0]) - slack - beyond if size == wanted else 0
+                if exact and (walked == n or (lowest >= 1 and n_found <= most_found)):
                     break
-                exact = True  # the heads hold too few documents: the lists are short, walk them whole
+                if not exact and size == wanted:
+                    break
+                exact, walked, beyond = True, n, np.int64(0)  # too many, or too few, by these lists alone
             # float32's own rounding may lift a sum of n products above its bound
             lifted, rounding = unit * (1 + (n + 2) * 2.0**-23), n * SMALLEST
-            if exact:
-                lowest = np.int64(heap_bounds[0]) - slack if size == k else 0
-                n_hits = _score_found(
-                    forward_ptr, forward_terms, forward_weights, dense_query, found_bounds, found_rows, n_found,
-                    lowest, lifted, rounding, k, hit_scores, hit_rows, base,
-                )  # fmt: skip
-            else:
-                for i in range(size):
-                    found_bounds[i] = np.int64(heap_bounds[i])
-                n_hits = _score_found(
-                    forward_ptr, forward_terms, forward_weights, dense_query, found_bounds, heap_rows, size,
-                    0, np.inf, 0.0, k, hit_scores, hit_rows, base,
+            n_hits = _score_rows(
+                heap_rows, heap_bounds, size, np.int64(MOST + 1), 0, 0, beyond, lifted, rounding,
+                forward_ptr, forward_terms, forward_weights, dense_query, products, k, hit_scores, hit_rows, base, 0,
+            )  # fmt: skip
+            if exact and size == k:
+                n_hits = _score_rows(
+                    found_rows, found_bounds, n_found, np.int64(heap_bounds[0]), heap_rows[0], lowest, beyond,
+                    lifted, rounding,
+                    forward_ptr, forward_terms, forward_weights, dense_query, products, k, hit_scores, hit_rows,
+                    base, n_hits,
                 )  # fmt: skip
         for q in range(start, stop):
             dense_query[query_terms[q]] = 0
@@ -348,33 +468,8 @@ def _score_summaries(
 
 
 @kernel
-def _sort_blocks(scores, order, size):
-    """Write block numbers to ``order``, the highest score first, ties by number: a heap sort."""
-    for block in range(size):
-        order[block] = block
-    for start in range(size // 2 - 1, -1, -1):
-        _sink_block(scores, order, start, size)
-    for end in range(size - 1, 0, -1):
-        order[0], order[end] = order[end], order[0]
-        _sink_block(scores, order, 0, end)
-
-
-@kernel
-def _sink_block(scores, order, at, size):
-    while True:
-        worst = at
-        for child in range(2 * at + 1, min(2 * at + 3, size)):
-            if _better(scores[order[worst]], order[worst], scores[order[child]], order[child]):
-                worst = child
-        if worst == at:
-            return
-        order[at], order[worst] = order[worst], order[at]
-        at = worst
-
-
-@kernel
 def _score_block(
-    begin, end, block_rows, forward_ptr, forward_terms, forward_weights, dense_query, visited, epoch,
+    begin, end, block_rows, forward_ptr, forward_terms, forward_weights, dense_query, products, visited, epoch,
     k, hit_scores, hit_rows, base, size,
 ):  # fmt: skip
     """Score a block's unseen documents exactly and offer them; returns the heap's size."""
@@ -383,7 +478,7 @@ def _score_block(
         if visited[row] == epoch:
             continue
         visited[row] = epoch
-        score = _score(row, forward_ptr, forward_terms, forward_weights, dense_query)
+        score = _score(row, forward_ptr, forward_terms, forward_weights, dense_query, products)
         if score > 0:
             size = _offer(hit_scores, hit_rows, base, size, k, score, row)
     return size
@@ -395,7 +490,7 @@ def search_seismic(
     forward_ptr, forward_terms, forward_weights,
     block_ptr, block_start, block_rows, block_minimum, block_step,
     summary_ptr, summary_terms, entry_ptr, entry_blocks, entry_codes,
-    dense_query, visited, epoch, block_scores, block_order, chosen,
+    dense_query, products, visited, epoch, block_scores, block_order, chosen,
     query_cut, heap_factor, k, hit_scores, hit_rows, hit_counts,
 ):  # fmt: skip
     """Approximate top k of queries ``first`` to ``last`` (Seismic, arXiv 2404.18812, algorithm 2).
@@ -408,7 +503,7 @@ def search_seismic(
         block_minimum, block_step: decode a summary's 8-bit codes: minimum + step * code.
         summary_ptr: summary terms of each list; entry_ptr: entries of each summary term;
             entry_blocks: block number within the list; entry_codes: 8-bit weight.
-        dense_query: scratch, float32 zeros (vocabulary,); left zero.
+        dense_query, products: scratch, as in `search_lists`.
         visited: scratch, int64 (documents,), holding no number above ``epoch``; afterwards none above
             epoch + last - first.
         block_scores, block_order: scratch for the longest list's blocks. chosen: for query_cut lists.
@@ -430,7 +525,7 @@ def search_seismic(
                 summary_ptr, summary_terms, entry_ptr, entry_blocks, entry_codes, block_scores,
             )  # fmt: skip
             if i == 0:
-                _sort_blocks(block_scores, block_order, n_blocks)
+                _sort_descending(block_scores, block_order, n_blocks)
             for b in range(n_blocks):
                 block = block_order[b] if i == 0 else b
                 if size == k and block_scores[block] < heap_factor * hit_scores[base]:
@@ -438,7 +533,7 @@ def search_seismic(
                 at = block_ptr[listed] + block
                 size = _score_block(
                     block_start[at], block_start[at + 1], block_rows, forward_ptr, forward_terms, forward_weights,
-                    dense_query, visited, epoch + query - first + 1, k, hit_scores, hit_rows, base, size,
+                    dense_query, products, visited, epoch + query - first + 1, k, hit_scores, hit_rows, base, size,
                 )  # fmt: skip
         for q in range(start, stop):
             dense_query[query_terms[q]] = 0

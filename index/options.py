@@ -12,6 +12,12 @@ from lsr.errors import FormatError, InputError
 QUERY_CUT = 10
 HEAP_FACTOR = 0.9
 CANDIDATES_PER_HIT = 5
+QUERY_MASS = 0.8
+
+#: Recall that a search without any knob asks the planner for.
+RECALL = 0.99
+
+WEIGHTS = ("auto", "float16", "float32")
 
 
 def is_count(value: object) -> bool:
@@ -34,12 +40,16 @@ def _between(value: object, most: float) -> bool:
 class BuildOptions:
     """Options of the build, saved with the index.
 
-    All but ``head_mass`` and ``seismic`` are of Seismic's blocks (Bruch et al., SIGIR 2024, arXiv
+    All but the first three and ``seismic`` are of Seismic's blocks (Bruch et al., SIGIR 2024, arXiv
     2404.18812).
 
     Attributes:
-        head_mass: share of a document's L1 mass whose heaviest terms make the heads of the inverted
-            lists, which search by ``candidates`` walks.
+        weights: how the documents' weights are kept: "float32" as they are; "float16" rounded, in half
+            the bytes, and scored as rounded; "auto" in 16 bits where that changes none of them.
+        dense_share: a list that holds at least this share of the documents is kept with a code for every
+            document: fast to add up, and larger the smaller the share.
+        plan_queries: queries made from documents on which the planner tries its settings, where none
+            are given; 0 for no plan: searches that name no knob are then exact.
         seismic: whether blocks are built, which search by ``query_cut`` and ``heap_factor`` walks.
         n_postings: postings kept, as a mean per used term; the largest of the whole index stay.
             None keeps all.
@@ -51,7 +61,9 @@ class BuildOptions:
         seed: of the random choice of centroids.
     """
 
-    head_mass: float = 0.8
+    weights: str = "auto"
+    dense_share: float = 0.125
+    plan_queries: int = 200
     seismic: bool = False
     n_postings: int | None = 3000
     max_fraction: float = 6.0
@@ -69,7 +81,9 @@ class BuildOptions:
             "min_block_size": (is_count(self.min_block_size), "an integer of at least 1"),
             "centroid_terms": (is_count(self.centroid_terms), "an integer of at least 1"),
             "summary_energy": (_between(self.summary_energy, 1), "above 0 and at most 1"),
-            "head_mass": (_between(self.head_mass, 1), "above 0 and at most 1"),
+            "weights": (self.weights in WEIGHTS, f"one of {', '.join(WEIGHTS)}"),
+            "dense_share": (_between(self.dense_share, 2), "above 0 and at most 2 (above 1: never)"),
+            "plan_queries": (self.plan_queries == 0 or is_count(self.plan_queries), "an integer of at least 0"),
             "seismic": (isinstance(self.seismic, bool), "True or False"),
             "seed": (self.seed == 0 or (is_count(self.seed) and self.seed < 2**63), "an integer from 0 to 2^63 - 1"),
         }

@@ -15,8 +15,10 @@ from lsr.index.segment import WINDOW, Array, Segment
 #: Above this, 16-bit accumulators would be too coarse: every document is scored instead.
 MOST_QUERY_TERMS = 8_000
 
-#: Postings added in about the time in which one document is scored (measured on splade-tiny vectors).
-POSTINGS_PER_SCORE = 1_000
+#: Share of what a query's lists can add to a score that exact search walks at first, and how many
+#: documents it may then have to score before it walks the others too (measured on splade-tiny vectors).
+EXACT_MASS = 0.97
+MOST_FOUND = 1_000
 
 Found = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]
 
@@ -41,18 +43,24 @@ class Searcher:
 
     def __init__(self, segment: Segment) -> None:
         self.segment = segment
+        weights = segment.forward.weights  # Numba has no float16: the kernels take its bits
+        self._forward = segment.forward._replace(
+            weights=weights.view(np.uint16) if weights.dtype == np.float16 else weights
+        )
         self._free: list[_Scratch] = []
         self._lock = threading.Lock()
 
     def exact(self, queries: csr_array, k: int, threads: int | None = None) -> Found:
         """Exact top k: (scores, rows, counts) of shapes (n, k), (n, k), (n,)."""
-        return self._lists(queries, k, 0, threads)
+        return self._lists(queries, k, 0, EXACT_MASS, threads)
 
-    def pruned(self, queries: csr_array, k: int, candidates: int, threads: int | None = None) -> Found:
-        """Top k of the ``candidates`` documents that look best by the heads of their lists, as `exact`."""
-        return self._lists(queries, k, min(max(candidates, k), self.segment.n_documents), threads)
+    def pruned(
+        self, queries: csr_array, k: int, candidates: int, query_mass: float, threads: int | None = None
+    ) -> Found:
+        """Top k of the ``candidates`` documents that look best by the query's heaviest lists, as `exact`."""
+        return self._lists(queries, k, min(max(candidates, k), self.segment.n_documents), query_mass, threads)
 
-    def _lists(self, queries: csr_array, k: int, candidates: int, threads: int | None) -> Found:
+    def _lists(self, queries: csr_array, k: int, candidates: int, mass: float, threads: int | None) -> Found:
         segment = self.segment
         longest = _longest(queries)
 
@@ -61,16 +69,20 @@ class Searcher:
         ) -> None:
             accumulator = scratch.zeros("accumulator", WINDOW, np.uint16)
             kernels.search_lists(
-                *arguments, first, last, *segment.lists, *segment.forward,
+                *arguments, first, last, *segment.lists, *self._forward,
                 accumulator, accumulator.view(np.uint64),
                 scratch.zeros("dense_query", segment.vocabulary_size, np.float32),
+                scratch.zeros("products", segment.vocabulary_size, np.float32),
                 scratch.zeros("matched", longest + 1, np.int64),
                 scratch.zeros("multipliers", longest + 1, np.float64),
+                scratch.zeros("priorities", longest + 1, np.float64),
+                scratch.zeros("order", longest + 1, np.int64),
+                scratch.zeros("cursors", longest + 1, np.int64),
                 scratch.zeros("heap_bounds", max(k, candidates), np.float32),
                 scratch.zeros("heap_rows", max(k, candidates), np.int64),
                 scratch.zeros("found_bounds", segment.n_documents, np.int64),
                 scratch.zeros("found_rows", segment.n_documents, np.int64),
-                candidates, POSTINGS_PER_SCORE, MOST_QUERY_TERMS, k, *results,
+                candidates, mass, MOST_QUERY_TERMS, MOST_FOUND + 10 * k, k, *results,
             )  # fmt: skip
 
         return self._run(work, queries, k, threads)
@@ -96,8 +108,9 @@ class Searcher:
             first: int, last: int, scratch: _Scratch, arguments: tuple[Array, ...], k: int, results: Found
         ) -> None:
             kernels.search_seismic(
-                *arguments, first, last, segment.lists.terms, *segment.forward, *blocks, *summaries,
+                *arguments, first, last, segment.lists.terms, *self._forward, *blocks, *summaries,
                 scratch.zeros("dense_query", segment.vocabulary_size, np.float32),
+                scratch.zeros("products", segment.vocabulary_size, np.float32),
                 scratch.zeros("visited", segment.n_documents, np.int64), scratch.epoch,
                 scratch.zeros("block_scores", most_blocks, np.float32),
                 scratch.zeros("block_order", most_blocks, np.int64),

@@ -15,7 +15,7 @@ Array = NDArray[Any]
 
 
 class Forward(NamedTuple):
-    """The documents as CSR: ptr int64 (documents + 1), terms uint16 or uint32, weights float32."""
+    """The documents as CSR: ptr int64 (documents + 1), terms uint16 or uint32, weights float16 or float32."""
 
     ptr: Array
     terms: Array
@@ -25,32 +25,41 @@ class Forward(NamedTuple):
 #: Documents in a window of the inverted lists: 16 bits name a document within its window.
 WINDOW = 2**16
 
+#: A list with fewer postings a window than this is kept whole, without a pointer for each window.
+SHORT = 16
+
+#: Dense lists are padded to a multiple of this many documents, which search looks at together.
+GROUP = 64
+
+#: Kinds of lists, as in ``Lists.kind``.
+SHORT_LIST, WINDOWED_LIST, DENSE_LIST = 0, 1, 2
+
 
 class Lists(NamedTuple):
-    """Inverted lists in windows of `WINDOW` documents, weights in 8 bits, in two tiers.
+    """Inverted lists with weights in 8 bits; step * code is never below the weight.
 
-    The head of a list holds the postings that are among the heaviest of their document (see
-    ``BuildOptions.head_mass``), the tail the others. step * code is never below the weight.
+    A list is laid out by its length: *dense* lists have a code for every document, 0 where it lacks
+    the term; *windowed* lists have 16-bit rows within windows of `WINDOW` documents; *short* ones have
+    32-bit rows.
 
-    terms int64: the sorted used terms; step float32 (lists). Per tier: ptr int64 (lists * windows + 1),
-    list by list; rows uint16, ascending within a window; codes uint8.
+    Per list: terms int64, the sorted used terms; step float32; length int32, postings; kind uint8;
+    place int64, where the list begins: in dense_codes, window_ptr or short_rows.
+    dense_codes uint8: documents rounded up to `GROUP`, list by list. window_ptr int64: windows + 1 for
+    each windowed list, positions in window_rows (uint16) and window_codes (uint8). short_rows
+    uint32, short_codes uint8. Rows ascend within a list.
     """
 
     terms: Array
     step: Array
-    head_ptr: Array
-    head_rows: Array
-    head_codes: Array
-    tail_ptr: Array
-    tail_rows: Array
-    tail_codes: Array
-
-    def lengths(self) -> Array:
-        """Postings of each list, int64."""
-        if len(self.terms) == 0:
-            return np.zeros(0, dtype=np.int64)
-        windows = (len(self.head_ptr) - 1) // len(self.terms)
-        return np.diff(self.head_ptr[::windows]) + np.diff(self.tail_ptr[::windows])
+    length: Array
+    kind: Array
+    place: Array
+    dense_codes: Array
+    window_ptr: Array
+    window_rows: Array
+    window_codes: Array
+    short_rows: Array
+    short_codes: Array
 
 
 class Blocks(NamedTuple):
@@ -111,12 +120,17 @@ class Segment(NamedTuple):
     def document(self, row: int) -> tuple[Array, Array]:
         """A document's term ids (int64) and weights."""
         start, stop = int(self.forward.ptr[row]), int(self.forward.ptr[row + 1])
-        return self.forward.terms[start:stop].astype(np.int64), self.forward.weights[start:stop]
+        return self.forward.terms[start:stop].astype(np.int64), self.forward.weights[start:stop].astype(np.float32)
 
 
 def n_windows(n_documents: int) -> int:
     """Windows that the inverted lists of so many documents have."""
     return -(-n_documents // WINDOW)
+
+
+def padded(n_documents: int) -> int:
+    """Codes of a dense list of so many documents."""
+    return -(-n_documents // GROUP) * GROUP
 
 
 def narrow(values: Array, largest: int) -> Array:
@@ -138,14 +152,18 @@ def check_segment(segment: Segment) -> None:
         FormatError: naming what does not fit.
     """
     forward, lists = segment.forward, segment.lists
+    of_kind = [lists.kind == kind for kind in (SHORT_LIST, WINDOWED_LIST, DENSE_LIST)]
+    n_short, n_windowed, n_dense = (int(np.count_nonzero(chosen)) for chosen in of_kind)
+    in_short, in_windowed, _ = (int(lists.length[chosen].sum(dtype=np.int64)) for chosen in of_kind)
     rules = {
         "forward.ptr": len(forward.ptr) == segment.n_documents + 1,
         "forward": len(forward.terms) == len(forward.weights) == forward.ptr[-1],
-        "lists.step": len(lists.step) == len(lists.terms),
-        "lists.head_ptr": len(lists.head_ptr) == len(lists.terms) * n_windows(segment.n_documents) + 1,
-        "lists.tail_ptr": len(lists.tail_ptr) == len(lists.head_ptr),
-        "lists.head": len(lists.head_rows) == len(lists.head_codes) == lists.head_ptr[-1],
-        "lists.tail": len(lists.tail_rows) == len(lists.tail_codes) == lists.tail_ptr[-1],
+        "lists": len({len(lists.terms), len(lists.step), len(lists.length), len(lists.kind), len(lists.place)}) == 1,
+        "lists.kind": n_short + n_windowed + n_dense == len(lists.terms),
+        "lists.dense_codes": len(lists.dense_codes) == n_dense * padded(segment.n_documents),
+        "lists.window_ptr": len(lists.window_ptr) == n_windowed * (n_windows(segment.n_documents) + 1),
+        "lists.window": len(lists.window_rows) == len(lists.window_codes) == in_windowed,
+        "lists.short": len(lists.short_rows) == len(lists.short_codes) == in_short,
     }
     blocks, summaries = segment.blocks, segment.summaries
     if (blocks is None) != (summaries is None):

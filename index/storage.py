@@ -30,7 +30,7 @@ from lsr.index.segment import (
     frozen,
 )
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 CHECKED = "checked.json"
 FAMILIES: dict[str, Any] = {"forward": Forward, "lists": Lists, "blocks": Blocks, "summaries": Summaries}
@@ -43,6 +43,7 @@ class Manifest:
     Attributes:
         n_documents, vocabulary_size: of the vectors.
         options: what the index was built with.
+        plan: what the planner's settings reached (`Plan.to_dict`).
         encoder: who made the vectors (`Encoder.identity`), None when unknown.
         segments: names of the segment folders.
         lsr_version: the version that wrote the index.
@@ -52,6 +53,7 @@ class Manifest:
     n_documents: int
     vocabulary_size: int
     options: BuildOptions
+    plan: dict[str, Any]
     encoder: dict[str, Any] | None = None
     segments: list[str] = field(default_factory=lambda: ["segment-00000"])
     lsr_version: str = lsr.__version__

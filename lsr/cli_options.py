@@ -58,7 +58,8 @@ def build_options(command: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="keep the encoded vectors here, and use those that are here",
     )
-    group.add_argument("--head-mass", type=float, metavar="F", help="share of a document that --candidates search sees")
+    group.add_argument("--weights", metavar="KIND", help="auto (default), float16 or float32")
+    group.add_argument("--dense-share", type=float, metavar="F", help="lists with this share of documents are dense")
     group.add_argument("--seismic", action="store_true", help="build blocks too, for --query-cut and --heap-factor")
     group.add_argument("--lossless", action="store_true", help="blocks with nothing pruned")
     group.add_argument("--n-postings", type=int, metavar="N", help="blocks: postings kept per term, as a mean")
@@ -71,7 +72,9 @@ def search_options(command: argparse.ArgumentParser) -> None:
     """Options of searching; see `search_arguments`."""
     group = command.add_argument_group("search (docs/parameters.md)")
     group.add_argument("--exact", action="store_true", help="miss no document")
-    group.add_argument("--candidates", type=int, metavar="N", help="documents scored (default: five a hit)")
+    group.add_argument("--recall", type=float, metavar="F", help="let the planner choose for this recall (default .99)")
+    group.add_argument("--candidates", type=int, metavar="N", help="by lists: documents scored (default: five a hit)")
+    group.add_argument("--query-mass", type=float, metavar="F", help="by lists: share of the query that is walked")
     group.add_argument("--query-cut", type=int, metavar="N", help="by blocks: query terms whose lists are walked")
     group.add_argument(
         "--heap-factor", type=float, metavar="F", help="by blocks: how soon one is skipped, 0 (never) to 1"
@@ -117,8 +120,9 @@ def build_retriever(corpus: Any, options: argparse.Namespace, path: str | None =
         raise InputError(
             f"{flags(changes)} tune the blocks of an index built with --seismic: add that, or leave them out"
         )
-    if options.head_mass is not None:
-        changes["head_mass"] = options.head_mass
+    for name in ("weights", "dense_share"):
+        if getattr(options, name) is not None:
+            changes[name] = getattr(options, name)
     if options.seismic:
         changes["seismic"] = True
     if options.lossless and {"n_postings", "summary_energy"} & changes.keys():
@@ -138,7 +142,9 @@ def build_retriever(corpus: Any, options: argparse.Namespace, path: str | None =
 
 def search_arguments(options: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of a search from the options."""
-    given = {name: getattr(options, name) for name in ("candidates", "query_cut", "heap_factor")}
+    given = {
+        name: getattr(options, name) for name in ("recall", "candidates", "query_mass", "query_cut", "heap_factor")
+    }
     knobs = {name: value for name, value in given.items() if value is not None}
     if options.exact and knobs:
         raise InputError(f"--exact has no knobs: leave {flags(knobs)} out")

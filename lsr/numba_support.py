@@ -1,10 +1,14 @@
-"""One decorator for all kernels: compiled once, cached where that is possible, without the GIL."""
+"""One decorator for all kernels (compiled once, cached where that is possible, without the GIL), and prefetching."""
 
 import logging
 from collections.abc import Callable
 from typing import Any
 
 import numba
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic, overload
 
 logger = logging.getLogger(__name__)
 
@@ -20,3 +24,47 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
         logger.info("kernels are compiled anew in this process: %s", error)
         compiled = numba.njit(nogil=True)(function)
     return compiled
+
+
+@intrinsic
+def _prefetch_compiled(typing_context: Any, array: Any, position: Any) -> Any:
+    """LLVM's prefetch of one element for reading, into all levels of the cache."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array_type = signature.args[0]
+        array_struct = context.make_array(array_type)(context, builder, arguments[0])
+        pointer = cgutils.get_item_pointer(context, builder, array_type, array_struct, [arguments[1]], wraparound=False)
+        byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag]), "llvm.prefetch.p0i8"
+        )
+        builder.call(function, [builder.bitcast(pointer, byte), flag(0), flag(3), flag(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
+
+
+def _prefetch_nothing(array: Any, position: int) -> None:
+    """Without the JIT there is nothing to fetch ahead of."""
+
+
+#: ``prefetch(array, position)``: a hint that the element will be read soon.
+prefetch: Callable[[Any, int], None] = _prefetch_nothing if numba.config.DISABLE_JIT else _prefetch_compiled
+
+
+def half_to_float(weight):  # type: ignore[no-untyped-def]  # Numba compares signatures, annotations included
+    """A float32 weight as it is; a float16's bits, given as uint16, as the float32 of its value.
+
+    The bits, moved to where float32 has its exponent and mantissa, are the value times 2^-112. Numba has
+    no float16 on the CPU.
+    """
+    if isinstance(weight, np.float32):
+        return weight
+    return np.uint32(np.uint32(weight) << np.uint32(13)).view(np.float32) * np.float32(2.0**112)
+
+
+@overload(half_to_float, inline="always")
+def _half_to_float_compiled(weight):  # type: ignore[no-untyped-def]
+    if isinstance(weight, types.Float):
+        return lambda weight: weight
+    return lambda weight: np.uint32(np.uint32(weight) << np.uint32(13)).view(np.float32) * np.float32(2.0**112)

@@ -35,35 +35,45 @@ def exact_search(query: np.ndarray, documents: np.ndarray, k: int) -> Found:
     return best(scores_of(query, documents), list(range(len(documents))), k)
 
 
-def heads(documents: np.ndarray, mass: float) -> np.ndarray:
-    """Mask of each document's heaviest postings: the fewest that reach the share of its mass."""
-    mask = np.zeros(documents.shape, dtype=bool)
-    for row, document in enumerate(documents):
-        total = sum(float(weight) for weight in document)
-        reached = 0.0
-        for term in document_head(document, len(document)):
-            if mass < 1 and reached >= mass * total:
-                break
-            mask[row, term] = True
-            reached += float(document[term])
-    return mask
+def walked_terms(query: np.ndarray, documents: np.ndarray, mass: float) -> list[int]:
+    """The query's terms that add most for the length of their lists, until they hold the share of all."""
+    used, steps, unit = _lists(query, documents)
+    priority = {t: float(query[t]) * float(steps[t]) * 255 / np.sqrt(np.count_nonzero(documents[:, t])) for t in used}
+    multipliers = {term: _multiplier(query[term], steps[term], unit) for term in used}
+    walked: list[int] = []
+    for term in sorted(used, key=lambda term: (-priority[term], term)):
+        if sum(multipliers[t] for t in walked) >= mass * sum(multipliers.values()):
+            break
+        walked.append(term)
+    return walked
 
 
-def bounds(query: np.ndarray, documents: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Every document's bound in accumulator units, from the postings of the mask alone."""
-    used = [term for term in np.flatnonzero(query) if documents[:, term].any()]
-    steps = {term: _step(documents[:, term].max()) for term in used}
-    total = sum(float(query[term]) * float(steps[term]) * 255 for term in used)
+def bounds(query: np.ndarray, documents: np.ndarray, terms: list[int]) -> np.ndarray:
+    """Every document's bound in accumulator units, from the lists of these terms alone."""
+    _, steps, unit = _lists(query, documents)
     bound = np.zeros(len(documents), dtype=np.int64)
-    for term in used:
-        unit = total / (2**15 - 2 - 2 * len(used))
-        multiplier = int(np.ceil(float(query[term]) * float(steps[term]) / unit * 256))
-        for row in np.flatnonzero(mask[:, term]):
+    for term in terms:
+        multiplier = _multiplier(query[term], steps[term], unit)
+        for row in np.flatnonzero(documents[:, term]):
             weight, step = float(documents[row, term]), float(steps[term])
             code = int(np.ceil(weight / step))
             code += step * code < weight
-            bound[row] += (multiplier * code + 255) // 256
+            bound[row] += multiplier * code // 256 + 1
     return bound
+
+
+def _lists(query: np.ndarray, documents: np.ndarray) -> tuple[list[int], dict[int, np.float32], float]:
+    """The query's terms that have a list, the lists' steps, and the unit of the accumulators."""
+    used = [term for term in np.flatnonzero(query).tolist() if documents[:, term].any()]
+    steps = {term: _step(documents[:, term].max()) for term in used}
+    total = 0.0
+    for term in used:
+        total += float(query[term]) * float(steps[term]) * 255
+    return used, steps, total / (2**15 - 2 - 2 * len(used))
+
+
+def _multiplier(weight: np.float32, step: np.float32, unit: float) -> int:
+    return int(np.ceil(float(weight) * float(step) * 255 / 255 / unit * 256 * (1 + 1e-12)))
 
 
 def _step(largest: np.float32) -> np.float32:
@@ -71,17 +81,13 @@ def _step(largest: np.float32) -> np.float32:
     return step if 255 * float(step) >= float(largest) else np.nextafter(step, F32(np.inf))
 
 
-def pruned_search(
-    query: np.ndarray, documents: np.ndarray, mask: np.ndarray, k: int, candidates: int, per_score: int
-) -> Found:
+def pruned_search(query: np.ndarray, documents: np.ndarray, k: int, candidates: int, mass: float) -> Found:
     """The exact scores of the documents with the largest bounds, of equal ones the first.
 
-    Where the heads hold fewer documents than candidates are wanted, or the tails few postings, the
-    search is exact.
+    Where the walked lists hold fewer documents than candidates are wanted, the search is exact.
     """
-    bound = bounds(query, documents, mask)
-    in_tails = np.count_nonzero((documents[:, query > 0] > 0) & ~mask[:, query > 0])
-    if np.count_nonzero(bound) < candidates or in_tails <= per_score * (candidates - k):
+    bound = bounds(query, documents, walked_terms(query, documents, mass))
+    if np.count_nonzero(bound) < candidates:
         return exact_search(query, documents, k)
     ranked = sorted(np.flatnonzero(bound).tolist(), key=lambda row: (-bound[row], row))[:candidates]
     return best(scores_of(query, documents), ranked, k)

@@ -71,18 +71,18 @@ def test_default_settings_keep_a_recall_floor(index, knobs):
     assert np.mean(recalls) >= 0.95
 
 
-@given(collections(), st.integers(1, 15), st.sampled_from([0.1, 0.5, 1.0]))
-def test_as_many_candidates_as_documents_equal_exact_search(collection, k, head_mass):
+@given(collections(), st.integers(1, 15), st.sampled_from([0.01, 0.4, 2.0]))
+def test_as_many_candidates_and_all_lists_equal_exact_search(collection, k, dense_share):
     documents, queries = collection
     n = documents.shape[0]
-    index = lsr.Index.build(documents, options=lsr.BuildOptions(head_mass=head_mass))
+    index = lsr.Index.build(documents, options=lsr.BuildOptions(dense_share=dense_share))
     exact = index.search(queries, min(k, n), exact=True)
-    found = index.search(queries, min(k, n), candidates=n)
+    found = index.search(queries, min(k, n), candidates=n, query_mass=1.0)
     np.testing.assert_array_equal(found.rows, exact.rows)
     np.testing.assert_array_equal(found.scores, exact.scores)
 
 
-def test_a_term_outside_of_all_heads_is_still_found():
+def test_a_light_term_is_still_found():
     documents = csr_array(np.array([[9.0, 9.0, 0.1], [9.0, 9.0, 0.2], [9.0, 9.0, 0.0]], dtype=np.float32))
     hits = lsr.Index.build(documents, ["a", "b", "c"]).search({2: 1.0}, 2)
     assert [doc_id for doc_id, _ in hits[0]] == ["b", "a"]
@@ -227,15 +227,16 @@ def test_knobs_out_of_range_are_refused(knob, value):
         small().search({0: 1.0}, 1, **{knob: value})
 
 
-@pytest.mark.parametrize("knob", [{"query_cut": 3}, {"heap_factor": 0.5}, {"candidates": 5}])
+@pytest.mark.parametrize("knob", [{"query_cut": 3}, {"heap_factor": 0.5}, {"candidates": 5}, {"query_mass": 0.5}])
 def test_knobs_of_approximate_search_are_refused_in_exact_search(knob):
     with pytest.raises(InputError, match="leave them out of exact search"):
         small().search({0: 1.0}, 1, exact=True, **knob)
 
 
-def test_knobs_of_two_searches_are_refused_together():
-    with pytest.raises(InputError, match="candidates goes without query_cut and heap_factor"):
-        small().search({0: 1.0}, 1, candidates=3, query_cut=3)
+@pytest.mark.parametrize("knobs", [{"candidates": 3, "query_cut": 3}, {"query_mass": 0.5, "heap_factor": 1.0}])
+def test_knobs_of_two_searches_are_refused_together(knobs):
+    with pytest.raises(InputError, match="goes without .*: they are knobs of another search"):
+        small().search({0: 1.0}, 1, **knobs)
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5])
@@ -272,7 +273,8 @@ def test_unknown_options_are_refused():
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("head_mass", 0),
+        ("dense_share", 0),
+        ("weights", "float8"),
         ("n_postings", 0),
         ("n_postings", 2.5),
         ("n_postings", "3"),

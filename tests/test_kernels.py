@@ -4,7 +4,7 @@ import numba
 import numpy as np
 import oracle
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 from strategies import ANY, collections, sparse_matrices
@@ -15,7 +15,8 @@ from lsr.index.invert import invert
 from lsr.index.options import BuildOptions
 from lsr.index.prune import prune
 from lsr.index.search import Searcher
-from lsr.index.segment import check_segment
+from lsr.index.segment import DENSE_LIST, SHORT_LIST, WINDOW, WINDOWED_LIST, check_segment, n_windows, padded
+from lsr.numba_support import half_to_float, kernel
 from lsr.vectors import check_vectors
 
 settings.register_profile("kernels", max_examples=60, deadline=None)
@@ -44,55 +45,77 @@ def assert_found(searched, expected: list[oracle.Found]) -> None:
         assert (scores[query, n:] == -np.inf).all()
 
 
-@given(collections(), st.integers(1, 20))
-def test_exact_search_equals_its_twin(collection, k):
+#: A code for every document in all lists, in some, in none.
+DENSE_SHARES = st.sampled_from([0.01, 0.4, 2.0])
+
+
+@given(collections(), st.integers(1, 20), DENSE_SHARES, st.sampled_from([0.3, 0.9, 1.0]), st.sampled_from([0, 5, 100]))
+def test_exact_search_equals_its_twin(collection, k, dense_share, mass, most_found):
     documents, queries = collection
     k = min(k, documents.shape[0])
-    segment = build_segment(check_vectors(documents), BuildOptions())
+    segment = build_segment(check_vectors(documents), BuildOptions(dense_share=dense_share))
     expected = [oracle.exact_search(query, oracle.dense(documents), k) for query in oracle.dense(queries)]
-    assert_found(Searcher(segment).exact(check_vectors(queries), k), expected)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lsr.index.search.EXACT_MASS", mass)
+        patch.setattr("lsr.index.search.MOST_FOUND", most_found)
+        assert_found(Searcher(segment).exact(check_vectors(queries), k), expected)
 
 
 @given(
     collections(),
+    DENSE_SHARES,
     st.sampled_from([0.1, 0.5, 0.8, 1.0]),
     st.integers(1, 20),
     st.integers(1, 20),
-    st.sampled_from([0, 1, 1_000]),
 )
-def test_pruned_search_equals_its_twin(collection, head_mass, k, candidates, per_score):
+def test_pruned_search_equals_its_twin(collection, dense_share, mass, k, candidates):
     documents, queries = collection
     k = min(k, documents.shape[0])
     candidates = min(max(k, candidates), documents.shape[0])
-    segment = build_segment(check_vectors(documents), BuildOptions(head_mass=head_mass))
+    segment = build_segment(check_vectors(documents), BuildOptions(dense_share=dense_share))
     dense = oracle.dense(documents)
-    heads = oracle.heads(dense, head_mass)
-    expected = [oracle.pruned_search(q, dense, heads, k, candidates, per_score) for q in oracle.dense(queries)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lsr.index.search.POSTINGS_PER_SCORE", per_score)
-        assert_found(Searcher(segment).pruned(check_vectors(queries), k, candidates), expected)
+    expected = [oracle.pruned_search(query, dense, k, candidates, mass) for query in oracle.dense(queries)]
+    assert_found(Searcher(segment).pruned(check_vectors(queries), k, candidates, mass), expected)
 
 
-@given(sparse_matrices(max_rows=30), st.sampled_from([0.1, 0.5, 0.8, 1.0]))
-def test_lists_hold_every_posting_once_and_never_below_its_weight(documents, head_mass):
-    segment = build_segment(check_vectors(documents), BuildOptions(head_mass=head_mass))
-    check_segment(segment)
-    dense = oracle.dense(documents)
-    heads = oracle.heads(dense, head_mass)
+def decoded_list(segment, listed: int) -> tuple[list[int], np.ndarray]:
+    """Rows and codes of a list, whatever its kind."""
     lists = segment.lists
+    place, kind = int(lists.place[listed]), lists.kind[listed]
+    if kind == DENSE_LIST:
+        codes = lists.dense_codes[place : place + padded(segment.n_documents)]
+        return np.flatnonzero(codes).tolist(), codes[codes > 0]
+    if kind == SHORT_LIST:
+        part = slice(place, place + int(lists.length[listed]))
+        return lists.short_rows[part].tolist(), lists.short_codes[part]
+    rows, codes = [], []
+    for window in range(n_windows(segment.n_documents)):
+        part = slice(lists.window_ptr[place + window], lists.window_ptr[place + window + 1])
+        rows += (lists.window_rows[part].astype(int) + window * WINDOW).tolist()
+        codes += lists.window_codes[part].tolist()
+    return rows, np.array(codes)
+
+
+def assert_lists_hold(segment, dense: np.ndarray) -> None:
+    """Every posting once, in order, and never below its weight."""
+    check_segment(segment)
+    lists = segment.lists
+    assert lists.terms.tolist() == np.flatnonzero(dense.any(axis=0)).tolist()
     for listed, term in enumerate(lists.terms.tolist()):
-        rows = {}
+        rows, codes = decoded_list(segment, listed)
         step = float(lists.step[listed])
-        for name in ("head", "tail"):
-            ptr, in_window, codes = (getattr(lists, f"{name}_{part}") for part in ("ptr", "rows", "codes"))
-            part = slice(ptr[listed], ptr[listed + 1])
-            rows[name] = in_window[part].tolist()
-            weights = dense[rows[name], term].astype(np.float64)
-            assert (codes[part] >= 1).all()
-            assert (step * codes[part] >= weights).all()
-            assert (step * codes[part] <= weights + 1.001 * step).all()
-        assert rows["head"] == np.flatnonzero(heads[:, term]).tolist()
-        assert rows["tail"] == np.flatnonzero((dense[:, term] > 0) & ~heads[:, term]).tolist()
+        assert rows == np.flatnonzero(dense[:, term]).tolist()
+        assert lists.length[listed] == len(rows)
+        weights = dense[rows, term].astype(np.float64)
+        assert (codes >= 1).all()
+        assert (step * codes >= weights).all()
+        assert (step * codes <= weights + 1.001 * step).all()
+
+
+@given(sparse_matrices(max_rows=30), DENSE_SHARES)
+def test_lists_hold_every_posting_once_and_never_below_its_weight(documents, dense_share):
+    segment = build_segment(check_vectors(documents), BuildOptions(dense_share=dense_share))
+    assert_lists_hold(segment, oracle.dense(documents))
 
 
 @pytest.mark.parametrize("n_terms", [1_000, 1_001])
@@ -104,19 +127,49 @@ def test_queries_too_long_for_accumulators_are_exact_too(monkeypatch, n_terms):
     searcher = Searcher(build_segment(check_vectors(documents), BuildOptions()))
     expected = [oracle.exact_search(row, oracle.dense(documents), 5) for row in oracle.dense(query)]
     assert_found(searcher.exact(check_vectors(query), 5), expected)
-    assert_found(searcher.pruned(check_vectors(query), 5, 30), expected)
+    assert_found(searcher.pruned(check_vectors(query), 5, 30, 1.0), expected)
 
 
 @pytest.mark.skipif(numba.config.DISABLE_JIT, reason="a window has 65,536 documents: too many for plain Python")
 @pytest.mark.parametrize("n_documents", [65_535, 65_536, 65_537, 140_000])
 def test_documents_may_fill_several_windows(n_documents):
     rng = np.random.default_rng(n_documents)
-    dense = rng.choice(np.array([0, 0, 0, 1, 2, 3], np.float32), (n_documents, 6))
-    searcher = Searcher(build_segment(check_vectors(csr_array(dense)), BuildOptions()))
-    queries = np.array([[1, 2, 0, 0, 3, 0.5], [0, 0, 0, 1, 0, 0]], dtype=np.float32)
+    shares = np.array(
+        [0.5, 0.5, 0.05, 0.05, 5 / n_documents, 20 / n_documents]
+    )  # of each kind, where there are windows
+    dense = rng.choice(np.array([1, 2, 3], np.float32), (n_documents, 6)) * (rng.random((n_documents, 6)) < shares)
+    dense = dense.astype(np.float32)
+    segment = build_segment(check_vectors(csr_array(dense)), BuildOptions())
+    assert_lists_hold(segment, dense)
+    expected_kinds = {DENSE_LIST, WINDOWED_LIST} | ({SHORT_LIST} if n_documents > WINDOW else set())
+    assert set(segment.lists.kind.tolist()) == expected_kinds
+    searcher = Searcher(segment)
+    queries = np.array([[1, 2, 0, 0, 3, 0.5], [0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 1, 2]], dtype=np.float32)
     expected = [oracle.exact_search(query, dense, 50) for query in queries]
     for _ in range(2):  # scratch comes back clean
         assert_found(searcher.exact(csr_array(queries), 50), expected)
+
+
+@pytest.mark.parametrize("weights", ["auto", "float16"])
+@given(sparse_matrices(max_rows=30), st.integers(1, 20))
+def test_16_bit_weights_are_scored_as_rounded(weights, documents, k):
+    documents = check_vectors(documents)
+    rounded = documents.copy()
+    rounded.data = documents.data.astype(np.float16).astype(np.float32)
+    assume((rounded.data > 0).all())
+    segment = build_segment(documents if weights == "float16" else rounded, BuildOptions(weights=weights))
+    assert segment.forward.weights.dtype == np.float16
+    assert segment.forward.weights.tolist() == rounded.data.tolist()
+    query = np.ones(documents.shape[1], dtype=np.float32)
+    k = min(k, documents.shape[0])
+    expected = [oracle.exact_search(query, oracle.dense(rounded), k)]
+    assert_found(Searcher(segment).exact(csr_array(query[None]), k), expected)
+
+
+def test_every_float16_is_decoded_as_its_value():
+    bits = np.arange(31_744, dtype=np.uint16)  # all finite ones that are not negative
+    decode = kernel(lambda values, i: half_to_float(values[i]))
+    assert [decode(bits, i) for i in range(0, len(bits), 7)] == bits.view(np.float16)[::7].astype(np.float32).tolist()
 
 
 @pytest.mark.parametrize("query_scale", [1e-6, 1.0, 1e3])

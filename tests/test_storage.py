@@ -118,7 +118,7 @@ def test_every_altered_file_is_refused(saved):
 
 
 def test_an_alteration_that_kept_the_time_is_found_by_verify(saved):
-    path = saved / "segment-00000" / "lists.head_codes.npy"
+    path = saved / "segment-00000" / "lists.dense_codes.npy"
     stat, content = path.stat(), path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
@@ -139,7 +139,7 @@ def test_a_copied_index_opens_and_is_checked_once(saved, tmp_path):
     shutil.copytree(saved, tmp_path / "copy.index", copy_function=shutil.copy)
     assert len(lsr.Index.open(tmp_path / "copy.index")) == 60
     seen = json.loads((tmp_path / "copy.index" / "checked.json").read_text())
-    name = "segment-00000/lists.head_rows.npy"
+    name = "segment-00000/lists.window_rows.npy"
     assert seen[name][1] == (tmp_path / "copy.index" / name).stat().st_mtime_ns
 
 
@@ -152,8 +152,8 @@ def edit_manifest(saved: Path, checksum: bool = True, **changes) -> None:
 
 
 def test_an_index_of_a_newer_format_is_refused(saved):
-    edit_manifest(saved, format_version=2)
-    with pytest.raises(FormatError, match="has index format 2, this version of lsr .* reads 1: upgrade lsr"):
+    edit_manifest(saved, format_version=3)
+    with pytest.raises(FormatError, match="has index format 3, this version of lsr .* reads 2: upgrade lsr"):
         lsr.Index.open(saved)
 
 
@@ -197,9 +197,15 @@ def test_an_index_of_empty_documents_can_be_saved(tmp_path):
         assert index.search({0: 1.0}, 2, **method)[0] == []
 
 
-def test_the_index_of_format_1_still_opens():
+def test_an_index_of_format_1_says_what_to_do():
     """An index written once by the first version, kept as it is."""
-    index = lsr.Index.open(DATA / "format-1.index")
+    with pytest.raises(FormatError, match="has index format 1, this version of lsr .* reads 2: build it again"):
+        lsr.Index.open(DATA / "format-1.index")
+
+
+def test_the_index_of_format_2_still_opens():
+    """An index written once by the version that brought the format, kept as it is."""
+    index = lsr.Index.open(DATA / "format-2.index")
     assert len(index) == 4
     for method in METHODS:
         assert index.search({0: 1.0, 2: 2.0}, 3, **method)[0] == [("c", 8.5), ("a", 1.0), ("b", 0.5)]

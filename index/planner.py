@@ -1,0 +1,193 @@
+"""The planner: which way to search, and with which knobs, for a wanted recall.
+
+Every way is tried at build time on sample queries; what it reached and what it took are kept in the
+manifest. A search that names a recall gets the cheapest setting that reached it.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_array
+from tqdm import tqdm
+
+from lsr.errors import FormatError
+from lsr.index.search import Found, Searcher
+
+#: Hits for which settings are tried. The candidates of a setting grow with the hits wanted.
+K = 10
+
+#: Below this many documents exact search takes some 50 µs, and nothing is gained by trying.
+SMALL = 10_000
+
+#: Heaviest terms of a document that make a sample query where none are given.
+QUERY_TERMS = 24
+
+QUERY_MASSES = (0.5, 0.6, 0.7, 0.8, 0.9)
+CANDIDATES_PER_HIT = (2, 5, 10, 20)
+QUERY_CUTS = (3, 5, 10, 20)
+HEAP_FACTORS = (0.8, 0.9, 1.0)
+ROUNDS = 2
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A way to search with its knobs, and what it reached on the sample.
+
+    Attributes:
+        regime: "exact", "lists" (query_mass, candidates_per_hit) or "blocks" (query_cut, heap_factor).
+        knobs: by name.
+        recall: share of the exact top 10 that was found, the mean over the queries.
+        error: the standard error of that mean.
+        microseconds: a query, on one thread, the faster of two rounds.
+    """
+
+    regime: str
+    knobs: dict[str, float]
+    recall: float = 1.0
+    error: float = 0.0
+    microseconds: float = 0.0
+
+    def run(self, searcher: Searcher, queries: csr_array, k: int, threads: int | None) -> Found:
+        """Search this way for k hits."""
+        knobs = self.knobs
+        if self.regime == "exact":
+            return searcher.exact(queries, k, threads)
+        if self.regime == "lists":
+            return searcher.pruned(queries, k, int(knobs["candidates_per_hit"]) * k, knobs["query_mass"], threads)
+        return searcher.seismic(queries, k, int(knobs["query_cut"]), knobs["heap_factor"], threads)
+
+    def __str__(self) -> str:
+        knobs = ", ".join(f"{name}={value:g}" for name, value in self.knobs.items())
+        reached = f"recall {self.recall:.4f} ± {self.error:.4f} in {self.microseconds:,.0f} µs"
+        return f"{self.regime}{f' ({knobs})' if knobs else ''}: {reached}"
+
+
+EXACT = Setting("exact", {})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every setting reached on the sample.
+
+    Attributes:
+        sample: where the queries came from: "given", "documents", or "none" for a small index.
+        n_queries: how many there were.
+        settings: all that were tried, exact search first.
+    """
+
+    sample: str = "none"
+    n_queries: int = 0
+    settings: tuple[Setting, ...] = field(default=(EXACT,))
+
+    def choose(self, recall: float) -> Setting:
+        """The cheapest setting that reached the recall, by at least its standard error; else exact search."""
+        good = [setting for setting in self.settings[1:] if setting.recall - setting.error >= recall]
+        return min([self.settings[0], *good], key=lambda setting: setting.microseconds)
+
+    def explain(self, recall: float) -> str:
+        """Why `choose` takes what it takes, for people to read."""
+        chosen = self.choose(recall)
+        if self.n_queries == 0:
+            return f"exact: nothing was tried, since below {SMALL:,} documents exact search is fast enough"
+        source = "given" if self.sample == "given" else "made from the index's own documents"
+        lines = [f"recall {recall:g} wanted; tried on {self.n_queries} queries {source}, {K} hits, one thread:"]
+        for setting in sorted(self.settings, key=lambda setting: setting.microseconds):
+            mark = "→" if setting is chosen else " "
+            short = "" if setting.recall - setting.error >= recall else "  (too low)"
+            lines.append(f"{mark} {setting}{short}")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the manifest keeps it."""
+        return {**asdict(self), "settings": [asdict(setting) for setting in self.settings]}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "Plan":
+        """Read from a manifest.
+
+        Raises:
+            FormatError: it is no plan of this version.
+        """
+        try:
+            settings = tuple(Setting(**setting) for setting in fields["settings"])
+            return cls(fields["sample"], fields["n_queries"], settings)
+        except (KeyError, TypeError) as error:
+            raise FormatError(
+                f"the index's plan is damaged or of an unknown version ({error}): build it again"
+            ) from error
+
+
+def fit_plan(
+    searcher: Searcher, queries: csr_array | None, n_queries: int, *, seed: int = 0, progress: bool = False
+) -> Plan:
+    """Try all settings on sample queries.
+
+    Args:
+        searcher: of the index.
+        queries: the sample; None to make ``n_queries`` from documents.
+        n_queries: 0 for no plan.
+        seed: of the choice of documents.
+        progress: show a progress bar on stderr.
+    """
+    n_documents = searcher.segment.n_documents
+    if n_documents < SMALL or (queries is None and n_queries == 0):
+        return Plan()
+    sample = "documents" if queries is None else "given"
+    if queries is None:
+        queries = queries_of_documents(searcher, n_queries, seed)
+    settings = [EXACT, *_settings(searcher)]
+    truth = searcher.exact(queries, K, 1)  # compiles, too
+    tried = []
+    with tqdm(settings, desc="trying settings", disable=not progress or None) as bar:
+        for setting in bar:
+            recalls = recalls_of(truth, setting.run(searcher, queries, K, 1))
+            seconds = min(_seconds(setting, searcher, queries) for _ in range(ROUNDS))
+            error = float(recalls.std() / np.sqrt(len(recalls)))
+            took = round(1e6 * seconds / queries.shape[0], 1)
+            tried.append(Setting(setting.regime, setting.knobs, round(float(recalls.mean()), 4), round(error, 4), took))
+    return Plan(sample, queries.shape[0], tuple(tried))
+
+
+def _settings(searcher: Searcher) -> Iterator[Setting]:
+    for mass, per_hit in product(QUERY_MASSES, CANDIDATES_PER_HIT):
+        yield Setting("lists", {"query_mass": mass, "candidates_per_hit": per_hit})
+    if searcher.segment.blocks is not None:
+        for cut, factor in product(QUERY_CUTS, HEAP_FACTORS):
+            yield Setting("blocks", {"query_cut": cut, "heap_factor": factor})
+
+
+def _seconds(setting: Setting, searcher: Searcher, queries: csr_array) -> float:
+    begin = time.perf_counter()
+    setting.run(searcher, queries, K, 1)
+    return time.perf_counter() - begin
+
+
+def recalls_of(truth: Found, found: Found) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Per query, the share of the exact hits that were found, those tied with the last one included: (n,)."""
+    scores, _, counts = truth
+    recalls = np.ones(len(counts))
+    for query, count in enumerate(counts):
+        if count:
+            last = scores[query, count - 1]
+            recalls[query] = min(count, np.count_nonzero(found[0][query] >= last)) / count
+    return recalls
+
+
+def queries_of_documents(searcher: Searcher, n_queries: int, seed: int) -> csr_array:
+    """Queries made of the heaviest terms of random documents."""
+    segment = searcher.segment
+    rng = np.random.default_rng(seed)
+    rows = np.sort(rng.choice(segment.n_documents, min(n_queries, segment.n_documents), replace=False))
+    terms, weights, indptr = [], [], [0]
+    for row in rows.tolist():
+        document_terms, document_weights = segment.document(row)
+        heaviest = np.sort(np.argsort(-document_weights, kind="stable")[:QUERY_TERMS])
+        terms.append(document_terms[heaviest])
+        weights.append(document_weights[heaviest])
+        indptr.append(indptr[-1] + len(heaviest))
+    shape = (len(rows), segment.vocabulary_size)
+    return csr_array((np.concatenate(weights), np.concatenate(terms), np.array(indptr)), shape=shape)
