@@ -76,21 +76,34 @@ def _find(values, start, stop, wanted):
 
 
 @kernel
-def _score(row, forward_ptr, forward_terms, forward_weights, dense_query, products):
-    """The score of one document.
-
-    Products that are 0 change no sum: leaving them out shortens the chain of additions, whose latency
-    would otherwise be what scoring takes.
-    """
-    n = 0
-    for f in range(forward_ptr[row], forward_ptr[row + 1]):
-        product = dense_query[forward_terms[f]] * half_to_float(forward_weights[f])
-        products[n] = product
-        n += np.intp(product != 0)
+def _score(row, forward_ptr, forward_terms, forward_weights, dense_query, in_query, places):
+    """The score of one document: first, without a branch, which of its terms the query has."""
+    start, stop = forward_ptr[row], forward_ptr[row + 1]
+    terms, weights = forward_terms[start:stop], forward_weights[start:stop]  # slices: no negative positions
+    n = np.uintp(0)
+    for f in range(len(terms)):
+        places[n] = f
+        n += np.uintp(in_query[terms[f]])
     score = np.float32(0)
     for i in range(n):
-        score += products[i]
+        f = places[i]
+        score += dense_query[terms[f]] * half_to_float(weights[f])
     return score
+
+
+@kernel
+def _spread(query_terms, query_weights, start, stop, dense_query, in_query):
+    """Lay a query out by term id."""
+    for q in range(start, stop):
+        dense_query[query_terms[q]] = query_weights[q]
+        in_query[query_terms[q]] = query_weights[q] > 0
+
+
+@kernel
+def _clear(query_terms, start, stop, dense_query, in_query):
+    for q in range(start, stop):
+        dense_query[query_terms[q]] = 0
+        in_query[query_terms[q]] = 0
 
 
 @kernel
@@ -103,12 +116,12 @@ def _fetch(row, forward_ptr, forward_terms, forward_weights):
 
 @kernel
 def _score_all(
-    forward_ptr, forward_terms, forward_weights, dense_query, products, k, hit_scores, hit_rows, base
+    forward_ptr, forward_terms, forward_weights, dense_query, in_query, places, k, hit_scores, hit_rows, base
 ):  # fmt: skip
     """Score every document; returns the number of hits. For queries too long for accumulators."""
     size = 0
     for row in range(len(forward_ptr) - 1):
-        score = _score(row, forward_ptr, forward_terms, forward_weights, dense_query, products)
+        score = _score(row, forward_ptr, forward_terms, forward_weights, dense_query, in_query, places)
         if score > 0:
             size = _offer(hit_scores, hit_rows, base, size, k, score, row)
     return size
@@ -116,26 +129,22 @@ def _score_all(
 
 @kernel
 def _score_rows(
-    rows, bounds, n_rows, behind_bound, behind_row, lowest, beyond, unit, rounding,
-    forward_ptr, forward_terms, forward_weights, dense_query, products, k, hit_scores, hit_rows, base, n_hits,
+    rows, bounds, n_rows, beyond, unit, rounding, forward_ptr, forward_terms, forward_weights,
+    dense_query, in_query, places, k, hit_scores, hit_rows, base, n_hits,
 ):  # fmt: skip
     """Score the documents that can still be among the k best; returns the number of hits.
 
-    (bound + beyond) * unit + rounding is never below a document's score. Documents with bounds below
-    ``lowest`` are passed over, and so are those not behind (behind_bound, behind_row) in the
-    order of bounds: they have been scored before.
+    (bound + beyond) * unit + rounding is never below a document's score.
     """
     for i in range(n_rows):
-        if i + AHEAD < n_rows and bounds[i + AHEAD] >= lowest:
+        if i + AHEAD < n_rows:
             _fetch(rows[i + AHEAD], forward_ptr, forward_terms, forward_weights)
-        bound, row = np.int64(bounds[i]), rows[i]
-        if bound < lowest or not _better(behind_bound, behind_row, bound, row):
+        most = (bounds[i] + beyond) * unit + rounding
+        if n_hits == k and most < min(np.float64(hit_scores[base]), LARGEST):
             continue
-        if n_hits == k and (bound + beyond) * unit + rounding < min(np.float64(hit_scores[base]), LARGEST):
-            continue
-        score = _score(row, forward_ptr, forward_terms, forward_weights, dense_query, products)
+        score = _score(rows[i], forward_ptr, forward_terms, forward_weights, dense_query, in_query, places)
         if score > 0:
-            n_hits = _offer(hit_scores, hit_rows, base, n_hits, k, score, row)
+            n_hits = _offer(hit_scores, hit_rows, base, n_hits, k, score, rows[i])
     return n_hits
 
 
@@ -145,8 +154,11 @@ def _score_rows(
 # accumulator. The multipliers are scaled so that no accumulator passes 2^15 - 1, and everything is
 # rounded up: with all lists walked, bound * unit is never below the score, and above it by at most
 # `slack` units. The lists that promise most for their length are walked first; what the others
-# could add at most is `beyond`. So with the k-th largest bound B, no document whose bound is below
-# B - slack - beyond can be among the k best. The few that are left are scored exactly.
+# could add at most is `beyond`. So with k documents whose bounds are at least B, no document whose bound
+# is below B - slack - beyond can be among the k best. The few that are left are scored exactly.
+#
+# B rises while documents are looked at: their bounds are counted in buckets, and `level` is the highest
+# bucket with k documents in it or above it. That costs less than a heap.
 
 MOST = 2**15 - 1  # of an accumulator: its highest bit is for comparing four at a time
 LANES = np.uint64(0x0001_0001_0001_0001)
@@ -154,8 +166,10 @@ HIGH_BITS = np.uint64(0x8000_8000_8000_8000)
 BLOCK_WORDS = 16  # 64-bit words of accumulators looked at together: 64 documents
 LARGEST = np.float64(np.finfo(np.float32).max)
 SMALLEST = 2.0**-149  # above 0, of float32
+BUCKET = 4  # bits: bounds are counted in buckets of 16 units
+BUCKETS = 2 ** (15 - BUCKET)
 LINE = 32  # 16-bit elements in a cache line
-AHEAD = 4  # documents between asking for one and scoring it
+AHEAD = 2  # documents between asking for one and scoring it
 
 
 @kernel
@@ -270,19 +284,15 @@ def _add_short(accumulator, rows, codes, begin, end, first_row, multiplier):
 
 @kernel
 def _collect(
-    accumulator, words, n_words, first_row, wanted, slack,
-    heap_bounds, heap_rows, size, found_bounds, found_rows, n_found,
+    accumulator, words, n_words, first_row, wanted, slack, counts, level, above, found_bounds, found_rows, n_found
 ):  # fmt: skip
-    """Take the window's documents that may be among the best, and clear the accumulators.
+    """Note the window's documents that may be among the best as found, and clear the accumulators.
 
-    The ``wanted`` largest bounds are kept in the heap. With slack >= 0, every document whose bound
-    is not below the heap's minimum less the slack is noted as found, too.
+    ``counts`` holds the found documents by bucket, from ``level`` on exact; ``above`` those from there on.
+    Returns the new level, above and number of found documents, whose rows ascend.
     """
     for begin in range(0, n_words, BLOCK_WORDS):
-        threshold = np.int64(1)
-        if size == wanted:
-            # without slack, a bound equal to the minimum is too late: the earlier row wins
-            threshold = max(np.int64(1), np.int64(heap_bounds[0]) - slack)
+        threshold = max(np.int64(1), (level << BUCKET) - slack)
         distance = np.uint64(MOST + 1 - threshold) * LANES
         reached = np.uint64(0)
         for w in range(begin, begin + BLOCK_WORDS):
@@ -291,28 +301,53 @@ def _collect(
             for d in range(4 * begin, 4 * (begin + BLOCK_WORDS)):
                 bound = np.int64(accumulator[d])
                 if bound >= threshold:
-                    if slack >= 0:
-                        found_bounds[n_found] = bound
-                        found_rows[n_found] = first_row + d
-                        n_found += 1
-                    size = _offer(heap_bounds, heap_rows, 0, size, wanted, np.float32(bound), first_row + d)
-                    if size == wanted:
-                        threshold = max(np.int64(1), np.int64(heap_bounds[0]) - slack)
+                    found_bounds[n_found] = bound
+                    found_rows[n_found] = first_row + d
+                    n_found += 1
+                    if bound >> BUCKET >= level:
+                        counts[bound >> BUCKET] += 1
+                        above += 1
+                        while above - counts[level] >= wanted:
+                            above -= counts[level]
+                            level += 1
+                        threshold = max(np.int64(1), (level << BUCKET) - slack)
         for w in range(begin, begin + BLOCK_WORDS):
             words[w] = 0
-    return size, n_found
+    return level, above, n_found
+
+
+@kernel
+def _part(found_bounds, found_rows, n_found, level, room, lowest, top_bounds, top_rows):
+    """Take the best found documents out: those in buckets above ``level``, and the first ``room`` in it.
+
+    Returns how many there are, and how many others with bounds of at least ``lowest`` stay.
+    """
+    n_top, kept = 0, 0
+    for i in range(n_found):
+        bound, row = found_bounds[i], found_rows[i]
+        bucket = bound >> BUCKET
+        if bucket > level or (bucket == level and room > 0):
+            room -= bucket == level
+            top_bounds[n_top] = bound
+            top_rows[n_top] = row
+            n_top += 1
+        elif bound >= lowest:
+            found_bounds[kept] = bound
+            found_rows[kept] = row
+            kept += 1
+    return n_top, kept
 
 
 @kernel
 def _walk(
     matched, multipliers, order, walked, cursors,
     list_length, list_kind, list_place, dense_codes, window_ptr, window_rows, window_codes, short_rows, short_codes,
-    n_documents, accumulator, words, wanted, slack, heap_bounds, heap_rows, found_bounds, found_rows,
+    n_documents, accumulator, words, wanted, slack, counts, found_bounds, found_rows,
 ):  # fmt: skip
     """Walk the first ``walked`` lists, in order, window by window; returns as `_collect`."""
     window = len(accumulator)
-    size = 0
-    n_found = 0
+    level, above, n_found = np.int64(0), np.int64(0), 0
+    counts[:] = 0
     for i in range(walked):
         cursors[i] = list_place[matched[order[i]]]
     for w in range((n_documents + window - 1) // window):
@@ -332,11 +367,11 @@ def _walk(
                 cursors[i] = _add_short(
                     accumulator, short_rows, short_codes, cursors[i], end, first_row, multiplier
                 )  # fmt: skip
-        size, n_found = _collect(
-            accumulator, words, n_words, first_row, wanted, slack,
-            heap_bounds, heap_rows, size, found_bounds, found_rows, n_found,
+        level, above, n_found = _collect(
+            accumulator, words, n_words, first_row, wanted, slack, counts, level, above,
+            found_bounds, found_rows, n_found,
         )  # fmt: skip
-    return size, n_found
+    return level, above, n_found
 
 
 @kernel
@@ -345,8 +380,8 @@ def search_lists(
     list_terms, list_step, list_length, list_kind, list_place,
     dense_codes, window_ptr, window_rows, window_codes, short_rows, short_codes,
     forward_ptr, forward_terms, forward_weights,
-    accumulator, words, dense_query, products, matched, multipliers, priorities, order, cursors,
-    heap_bounds, heap_rows, found_bounds, found_rows,
+    accumulator, words, dense_query, in_query, places, matched, multipliers, priorities, order, cursors,
+    counts, top_bounds, top_rows, found_bounds, found_rows,
     candidates, mass, most_terms, most_found, k, hit_scores, hit_rows, hit_counts,
 ):  # fmt: skip
     """Top k of queries ``first`` to ``last`` through the inverted lists, term at a time.
@@ -358,14 +393,15 @@ def search_lists(
         forward_ptr, forward_terms, forward_weights: the documents as CSR, 16-bit weights as uint16.
         accumulator: scratch, uint16 zeros, one per document of a window; left zero. words: the same
             memory as uint64.
-        dense_query: scratch, float32 zeros (vocabulary,); left zero.
-        products: scratch, float32, as long as the longest document.
+        dense_query, in_query: scratch, float32 and uint8 zeros (vocabulary,); left zero.
+        places: scratch, uint32, one more than the longest document has terms.
         matched, multipliers, priorities, order, cursors: scratch, int64, float64, float64, int64, int64,
             as long as the longest query.
-        heap_bounds, heap_rows: scratch, float32 and int64 (max(k, candidates),).
-        found_bounds, found_rows: scratch, int64 (documents,); for exact search.
-        candidates: 0 for exact search; else this many documents, those of the largest bounds, are
-            scored. A query whose walked lists hold fewer is answered exactly.
+        counts: scratch, int64 (BUCKETS,).
+        top_bounds, top_rows: scratch, int64 (max(k, candidates),).
+        found_bounds, found_rows: scratch, int64 (documents,).
+        candidates: 0 for exact search; else this many documents, those in the highest buckets of
+            bounds (of equal buckets, the first), are scored. A query whose walked lists hold fewer is answered exactly.
         mass: share of what the query's lists can add to a score that the walked ones must hold. Exact
             search makes up for the others by scoring more documents, and where those would be more
             than ``most_found``, it walks all lists.
@@ -377,13 +413,12 @@ def search_lists(
     for query in range(first, last):
         start, stop = query_ptr[query], query_ptr[query + 1]
         base = query * k
-        n_hits = 0
-        for q in range(start, stop):
-            dense_query[query_terms[q]] = query_weights[q]
+        _spread(query_terms, query_weights, start, stop, dense_query, in_query)
         if stop - start > most_terms:
             n_hits = _score_all(
-                forward_ptr, forward_terms, forward_weights, dense_query, products, k, hit_scores, hit_rows, base
-            )
+                forward_ptr, forward_terms, forward_weights, dense_query, in_query, places,
+                k, hit_scores, hit_rows, base,
+            )  # fmt: skip
         else:
             n, unit, slack = _match(
                 query_terms, query_weights, start, stop, list_terms, list_step, list_length,
@@ -393,33 +428,33 @@ def search_lists(
             walked, beyond = _share(multipliers, order, n, mass)
             while True:
                 wanted = k if exact else candidates
-                size, n_found = _walk(
+                margin = slack + beyond if exact else np.int64(0)
+                level, above, n_found = _walk(
                     matched, multipliers, order, walked, cursors, list_length, list_kind, list_place,
                     dense_codes, window_ptr, window_rows, window_codes, short_rows, short_codes,
-                    n_documents, accumulator, words, wanted, slack + beyond if exact else -1,
-                    heap_bounds, heap_rows, found_bounds, found_rows,
+                    n_documents, accumulator, words, wanted, margin, counts, found_bounds, found_rows,
                 )  # fmt: skip
-                lowest = np.int64(heap_bounds[0]) - slack - beyond if size == wanted else 0
-                if exact and (walked == n or (lowest >= 1 and n_found <= most_found)):
+                lowest = max(np.int64(1), (level << BUCKET) - margin)
+                if exact and (walked == n or ((level << BUCKET) > margin and n_found <= most_found)):
                     break
-                if not exact and size == wanted:
+                if not exact and above >= wanted:
                     break
                 exact, walked, beyond = True, n, np.int64(0)  # too many, or too few, by these lists alone
             # float32's own rounding may lift a sum of n products above its bound
             lifted, rounding = unit * (1 + (n + 2) * 2.0**-23), n * SMALLEST
+            room = wanted - above + counts[level]
+            n_top, n_found = _part(found_bounds, found_rows, n_found, level, room, lowest, top_bounds, top_rows)
             n_hits = _score_rows(
-                heap_rows, heap_bounds, size, np.int64(MOST + 1), 0, 0, beyond, lifted, rounding,
-                forward_ptr, forward_terms, forward_weights, dense_query, products, k, hit_scores, hit_rows, base, 0,
+                top_rows, top_bounds, n_top, beyond, lifted, rounding, forward_ptr, forward_terms, forward_weights,
+                dense_query, in_query, places, k, hit_scores, hit_rows, base, 0,
             )  # fmt: skip
-            if exact and size == k:
+            if exact:
                 n_hits = _score_rows(
-                    found_rows, found_bounds, n_found, np.int64(heap_bounds[0]), heap_rows[0], lowest, beyond,
-                    lifted, rounding,
-                    forward_ptr, forward_terms, forward_weights, dense_query, products, k, hit_scores, hit_rows,
-                    base, n_hits,
+                    found_rows, found_bounds, n_found, beyond, lifted, rounding,
+                    forward_ptr, forward_terms, forward_weights,
+                    dense_query, in_query, places, k, hit_scores, hit_rows, base, n_hits,
                 )  # fmt: skip
-        for q in range(start, stop):
-            dense_query[query_terms[q]] = 0
+        _clear(query_terms, start, stop, dense_query, in_query)
         _sort_hits(hit_scores, hit_rows, base, n_hits)
         hit_counts[query] = n_hits
 
@@ -469,8 +504,8 @@ def _score_summaries(
 
 @kernel
 def _score_block(
-    begin, end, block_rows, forward_ptr, forward_terms, forward_weights, dense_query, products, visited, epoch,
-    k, hit_scores, hit_rows, base, size,
+    begin, end, block_rows, forward_ptr, forward_terms, forward_weights, dense_query, in_query, places,
+    visited, epoch, k, hit_scores, hit_rows, base, size,
 ):  # fmt: skip
     """Score a block's unseen documents exactly and offer them; returns the heap's size."""
     for p in range(begin, end):
@@ -478,7 +513,7 @@ def _score_block(
         if visited[row] == epoch:
             continue
         visited[row] = epoch
-        score = _score(row, forward_ptr, forward_terms, forward_weights, dense_query, products)
+        score = _score(row, forward_ptr, forward_terms, forward_weights, dense_query, in_query, places)
         if score > 0:
             size = _offer(hit_scores, hit_rows, base, size, k, score, row)
     return size
@@ -490,7 +525,7 @@ def search_seismic(
     forward_ptr, forward_terms, forward_weights,
     block_ptr, block_start, block_rows, block_minimum, block_step,
     summary_ptr, summary_terms, entry_ptr, entry_blocks, entry_codes,
-    dense_query, products, visited, epoch, block_scores, block_order, chosen,
+    dense_query, in_query, places, visited, epoch, block_scores, block_order, chosen,
     query_cut, heap_factor, k, hit_scores, hit_rows, hit_counts,
 ):  # fmt: skip
     """Approximate top k of queries ``first`` to ``last`` (Seismic, arXiv 2404.18812, algorithm 2).
@@ -503,7 +538,7 @@ def search_seismic(
         block_minimum, block_step: decode a summary's 8-bit codes: minimum + step * code.
         summary_ptr: summary terms of each list; entry_ptr: entries of each summary term;
             entry_blocks: block number within the list; entry_codes: 8-bit weight.
-        dense_query, products: scratch, as in `search_lists`.
+        dense_query, in_query, places: scratch, as in `search_lists`.
         visited: scratch, int64 (documents,), holding no number above ``epoch``; afterwards none above
             epoch + last - first.
         block_scores, block_order: scratch for the longest list's blocks. chosen: for query_cut lists.
@@ -514,8 +549,7 @@ def search_seismic(
         start, stop = query_ptr[query], query_ptr[query + 1]
         base = query * k
         size = 0
-        for q in range(start, stop):
-            dense_query[query_terms[q]] = query_weights[q]
+        _spread(query_terms, query_weights, start, stop, dense_query, in_query)
         n_chosen = _heaviest_lists(query_terms, query_weights, start, stop, list_terms, query_cut, chosen)
         for i in range(n_chosen):
             listed = chosen[i]
@@ -533,9 +567,9 @@ def search_seismic(
                 at = block_ptr[listed] + block
                 size = _score_block(
                     block_start[at], block_start[at + 1], block_rows, forward_ptr, forward_terms, forward_weights,
-                    dense_query, products, visited, epoch + query - first + 1, k, hit_scores, hit_rows, base, size,
+                    dense_query, in_query, places, visited, epoch + query - first + 1,
+                    k, hit_scores, hit_rows, base, size,
                 )  # fmt: skip
-        for q in range(start, stop):
-            dense_query[query_terms[q]] = 0
+        _clear(query_terms, start, stop, dense_query, in_query)
         _sort_hits(hit_scores, hit_rows, base, size)
         hit_counts[query] = size

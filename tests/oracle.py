@@ -82,14 +82,14 @@ def _step(largest: np.float32) -> np.float32:
 
 
 def pruned_search(query: np.ndarray, documents: np.ndarray, k: int, candidates: int, mass: float) -> Found:
-    """The exact scores of the documents with the largest bounds, of equal ones the first.
+    """The exact scores of the documents in the highest buckets of bounds, of equal ones the first.
 
     Where the walked lists hold fewer documents than candidates are wanted, the search is exact.
     """
     bound = bounds(query, documents, walked_terms(query, documents, mass))
     if np.count_nonzero(bound) < candidates:
         return exact_search(query, documents, k)
-    ranked = sorted(np.flatnonzero(bound).tolist(), key=lambda row: (-bound[row], row))[:candidates]
+    ranked = sorted(np.flatnonzero(bound).tolist(), key=lambda row: (-(bound[row] // 16), row))[:candidates]
     return best(scores_of(query, documents), ranked, k)
 
 
