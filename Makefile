@@ -32,7 +32,9 @@ cover: $(VENV)/.dev
 	NUMBA_DISABLE_JIT=1 $(BIN)/coverage run -m pytest -q && $(BIN)/coverage report
 
 bench: $(VENV)/.dev
-	$(BIN)/python tests/benchmarks/bench_index.py
+	$(BIN)/pip install -q -c constraints.txt -e ".[bench]"
+	$(BIN)/lsr bench --vectors ../shared/vectors/wiki-112k.splade-tiny.npz \
+		--queries ../shared/vectors/squad-dev-questions.splade-tiny.npz
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)

@@ -59,13 +59,19 @@ class Report:
 
     def notes(self) -> list[str]:
         """What a reader of the metrics should know, a line each."""
-        lines = [
+        return [
             f"{self.n_documents:,} documents of {self.document_nnz:.0f} terms, {self.n_queries:,} judged queries of "
             f"{self.query_nnz:.1f} terms, {self.flops:.1f} FLOPS a pair",
             f"{self.latency_ms:.2f} ms a query (median, one thread, vectors to {self.k} hits), "
             f"index {self.index_bytes / 1e6:.1f} MB",
-            f"self-matches: {self.self_matches}",
+            *self.remarks(),
         ]
+
+    def remarks(self) -> list[str]:
+        """What is unusual about the queries, a line each."""
+        lines = []
+        if not self.self_matches.startswith("none"):
+            lines.append(f"self-matches: {self.self_matches}")
         if self.n_without_hits:
             lines.append(f"{self.n_without_hits:,} queries found nothing and count as zero")
         if self.n_unjudgeable:
@@ -80,6 +86,7 @@ def evaluate_retriever(
     k: int = 100,
     metrics: Sequence[str] | None = None,
     drop_self_matches: bool | None = None,
+    vectors: csr_array | None = None,
     **options: Any,
 ) -> tuple[Report, Run, Scores]:
     """Run a collection's queries and evaluate the ranked lists.
@@ -91,6 +98,7 @@ def evaluate_retriever(
         metrics: see `evaluate_run`; by default nDCG@10, MRR@10, recall@100 and MAP@100, cut at k.
         drop_self_matches: whether hits whose id is the query's are dropped; None finds out whether
             the queries are themselves documents.
+        vectors: the queries' vectors in the order of ``dataset.queries``, where they are there already.
         options: of `Index.search`: exact, candidates, query_cut, heap_factor, threads.
 
     Raises:
@@ -100,8 +108,8 @@ def evaluate_retriever(
     index = retriever.index
     _check_documents(retriever, dataset)
     shared = _documents_named_as_queries(retriever, dataset.queries)
-    drop, said = _self_match_rule(dataset.queries, shared, drop_self_matches)
-    vectors = retriever.encode_queries(dataset.queries)
+    drop, said = self_match_rule(dataset.queries, shared, drop_self_matches)
+    vectors = retriever.encode_queries(dataset.queries) if vectors is None else vectors
     hits = index.search(vectors, min(k + drop, len(index)), **options)
     run = hits.to_run([query.id for query in dataset.queries])
     run = run.without_self_matches().truncated(k) if drop else run
@@ -156,15 +164,15 @@ def evaluate_run_file(
     *,
     metrics: Sequence[str] = DEFAULT_METRICS,
     drop_self_matches: bool | None = None,
-) -> RunReport:
+) -> tuple[RunReport, Scores]:
     """Evaluate a TREC run file against a collection's qrels; self-matches as in `evaluate_retriever`."""
     run = read_run(path)
     ids = {query.id for query in dataset.queries}
     shared = {} if drop_self_matches is not None else {d.id: d for d in dataset.corpus if d.id in ids}
-    drop, said = _self_match_rule(dataset.queries, shared, drop_self_matches)
+    drop, said = self_match_rule(dataset.queries, shared, drop_self_matches)
     scores = evaluate_run(run.without_self_matches() if drop else run, dataset.qrels, metrics)
     counts = (scores.n_queries, scores.n_without_hits, scores.n_unjudgeable)
-    return RunReport(dataset.name, "run file", scores.mean, *counts, said)
+    return RunReport(dataset.name, "run file", scores.mean, *counts, said), scores
 
 
 def _check_documents(retriever: Retriever, dataset: Dataset) -> None:
@@ -180,7 +188,7 @@ def _check_documents(retriever: Retriever, dataset: Dataset) -> None:
         warnings.warn(message, LsrWarning, stacklevel=3)
 
 
-def _self_match_rule(queries: Sequence[Query], shared: dict[str, Document], asked: bool | None) -> tuple[bool, str]:
+def self_match_rule(queries: Sequence[Query], shared: dict[str, Document], asked: bool | None) -> tuple[bool, str]:
     """Whether to drop self-matches, and why; ``shared`` holds the documents whose id is a query's."""
     if asked is not None:
         return asked, "dropped, as asked" if asked else "kept, as asked"

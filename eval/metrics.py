@@ -15,10 +15,11 @@ from lsr.run import Qrels, Run
 #: nDCG with linear gains as trec_eval and BEIR have it, reciprocal rank, recall, average precision.
 DEFAULT_METRICS = ("ndcg@10", "mrr@10", "recall@100", "map@100")
 KNOWN = ("ndcg", "mrr", "recall", "precision", "map", "hit_rate")
-METRIC = re.compile(rf"({'|'.join(KNOWN)})(?:@([1-9]\d*))?")
+#: A name, a cut, and for metrics of relevant or not the least grade that is relevant (1 unless given).
+METRIC = re.compile(rf"(?:ndcg|({'|'.join(KNOWN[1:])}))(?:@([1-9]\d*))?(?(1)(?:-l([1-9]))?)")
 
 
-def measurable(asked: Sequence[str] | None, depth: int) -> tuple[str, ...]:
+def measurable(asked: Sequence[str] | None, depth: int, default: Sequence[str] = DEFAULT_METRICS) -> tuple[str, ...]:
     """The metrics to compute on ranked lists of ``depth`` documents: those asked for, or the default,
     cut at the depth.
 
@@ -33,7 +34,7 @@ def measurable(asked: Sequence[str] | None, depth: int) -> tuple[str, ...]:
             raise InputError(f"{metric} cannot be measured on lists of {depth} documents: ask for more (-k)")
     if asked:
         return tuple(asked)
-    return tuple(f"{metric.partition('@')[0]}@{min(_cut(metric), depth)}" for metric in DEFAULT_METRICS)
+    return tuple(metric.replace(f"@{_cut(metric)}", f"@{min(_cut(metric), depth)}") for metric in default)
 
 
 def check_metric(metric: str) -> None:
@@ -43,7 +44,7 @@ def check_metric(metric: str) -> None:
 
 
 def _cut(metric: str) -> int:
-    return int(metric.partition("@")[2] or 0)
+    return int(metric.partition("@")[2].partition("-")[0] or 0)
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,9 @@ def evaluate_run(run: Run, qrels: Qrels, metrics: Sequence[str] = DEFAULT_METRIC
     Args:
         run: ranked lists.
         qrels: judgments; grades below 1 are not relevant.
-        metrics: such as "ndcg@10", "mrr@10", "recall@100", "map", "precision@5", "hit_rate@1".
+        metrics: such as "ndcg@10", "mrr@10", "recall@100", "map", "precision@5", "hit_rate@1". With "-l2"
+            behind them, as in "recall@1000-l2", those that ask relevant or not take grades below 2 for
+            not relevant, as TREC's Deep Learning tracks do; a query without such a grade counts as zero.
 
     Raises:
         InputError: a metric is unknown, or no query of the qrels has a relevant document.

@@ -118,3 +118,9 @@ TEXTS = [
     "queries and documents are sparse vectors",
     "dogs playing and running",
 ]
+
+
+@pytest.fixture(autouse=True)
+def cache_of_the_test(tmp_path_factory, monkeypatch):
+    """Evaluation's cache of vectors and indexes, away from the user's."""
+    monkeypatch.setenv("LSR_CACHE", str(tmp_path_factory.mktemp("lsr-cache")))

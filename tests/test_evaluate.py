@@ -138,10 +138,11 @@ def test_a_report_is_json(retriever: lsr.Retriever) -> None:
 
 
 def test_a_written_run_evaluates_to_the_same_metrics(retriever: lsr.Retriever, tmp_path: Path) -> None:
-    report, run, _ = evaluate_retriever(retriever, PETS)
+    report, run, scores = evaluate_retriever(retriever, PETS)
     run.write(tmp_path / "run.trec")
-    from_file = evaluate_run_file(str(tmp_path / "run.trec"), PETS)
+    from_file, from_file_scores = evaluate_run_file(str(tmp_path / "run.trec"), PETS)
     assert from_file.metrics == report.metrics
+    assert from_file_scores.per_query == scores.per_query
     assert from_file.mode == "run file"
     assert (from_file.n_queries, from_file.n_without_hits, from_file.n_unjudgeable) == (3, 0, 0)
     assert json.loads(json.dumps(from_file.to_dict()))["dataset"] == "pets/test"
@@ -164,7 +165,7 @@ def test_self_matches_of_a_run_file_are_dropped_likewise(
 ) -> None:
     path = tmp_path / "run.trec"
     path.write_text("a Q0 a 1 2 x\na Q0 b 2 1 x\nb Q0 a 1 1 x\n")
-    report = evaluate_run_file(str(path), ARGUMENT_DATA, metrics=["mrr"], drop_self_matches=asked)
+    report, _ = evaluate_run_file(str(path), ARGUMENT_DATA, metrics=["mrr"], drop_self_matches=asked)
     assert report.metrics["mrr"] == mrr
     assert report.self_matches == said
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lsr.errors import InputError
-from lsr.eval.metrics import DEFAULT_METRICS, evaluate_run
+from lsr.eval.metrics import DEFAULT_METRICS, evaluate_run, measurable
 from lsr.run import Qrels, Ranking, Run
 
 
@@ -57,6 +57,12 @@ def discounted(gains: Sequence[float]) -> float:
         ("hit_rate@1", 0.0),
         ("hit_rate@2", 1.0),
         ("hit_rate", 1.0),
+        ("recall@4-l2", 1 / 2),
+        ("recall@1000-l3", 1.0),
+        ("mrr@10-l2", 1 / 4),
+        ("map-l2", (1 / 4) / 2),
+        ("precision@4-l2", 1 / 4),
+        ("hit_rate@3-l2", 0.0),
     ],
 )
 def test_values_worked_out_by_hand(metric: str, value: float) -> None:
@@ -100,6 +106,19 @@ def test_queries_without_a_relevant_document_are_left_out_and_counted() -> None:
     assert (scores.n_queries, scores.n_without_hits, scores.n_unjudgeable) == (1, 0, 3)
 
 
+def test_a_query_without_a_document_of_the_asked_grade_counts_as_zero() -> None:
+    scores = evaluate_run(run_of(high="a", low="a"), {"high": {"a": 2}, "low": {"a": 1}}, ["recall@10-l2", "recall@10"])
+    assert scores.mean == {"recall@10-l2": 0.5, "recall@10": 1.0}
+
+
+def test_default_metrics_are_cut_at_the_depth() -> None:
+    assert measurable(None, 10) == ("ndcg@10", "mrr@10", "recall@10", "map@10")
+    assert measurable(None, 100, ("ndcg@10", "map@1000-l2")) == ("ndcg@10", "map@100-l2")
+    assert measurable(["recall@50-l2", "map"], 50) == ("recall@50-l2", "map")
+    with pytest.raises(InputError, match="recall@1000-l2 cannot be measured on lists of 100 documents"):
+        measurable(["recall@1000-l2"], 100)
+
+
 def test_queries_of_the_run_without_judgments_are_left_out() -> None:
     scores = evaluate_run(run_of(q="b", other="x"), QRELS, ["mrr"])
     assert scores.per_query == {"mrr": {"q": 1.0}}
@@ -119,7 +138,8 @@ def test_qrels_without_a_relevant_document_are_refused(qrels: Qrels) -> None:
 
 
 @pytest.mark.parametrize(
-    "metric", ["ndgc@10", "ndcg@0", "ndcg@", "ndcg10", "ndcg@10-l2", "NDCG@10", "", "f1", "mrr@-1"]
+    "metric",
+    ["ndgc@10", "ndcg@0", "ndcg@", "ndcg10", "ndcg@10-l2", "NDCG@10", "", "f1", "mrr@-1", "map-l0", "map-l2@10"],
 )
 def test_an_unknown_metric_is_refused_with_the_known_ones(metric: str) -> None:
     with pytest.raises(InputError, match=rf"unknown metric '{metric}': use ndcg, mrr, .*, with a cut such as @10"):
