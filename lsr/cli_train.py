@@ -1,0 +1,70 @@
+"""``lsr train | expand``: from a config to a trained encoder, and the expansions that some methods train on."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from lsr.cli_options import add_command, encoder_of, json_option, model_options, write_json
+from lsr.corpus import read_corpus
+from lsr.errors import InputError, optional_import
+
+
+def add_commands(commands: Any) -> None:
+    """Add the commands of this module to the parser."""
+    train = add_command(commands, "train", _train,
+        "Train an encoder; goes on with a run of the same config that was interrupted.",
+        "lsr train configs/splade-max.toml training.steps=50 backbone=../shared/models/splade-tiny")  # fmt: skip
+    train.add_argument("config", metavar="CONFIG", help="a TOML file (configs/, docs/training.md)")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="keys to change, such as loss.temperature=2")
+    train.add_argument("--dry-run", action="store_true", help="print what would be done, and stop")
+    json_option(train)
+    train.set_defaults(resumes=lambda options: True)
+
+    expand = add_command(commands, "expand", _expand,
+        "Write expansions of documents: the heaviest terms that a SPLADE model adds to them.",
+        "lsr expand data/medquad --model naver/splade-v3 --terms 50 --out expansions.jsonl.gz")  # fmt: skip
+    expand.add_argument("corpus", metavar="CORPUS", help="BEIR folder, .jsonl or .tsv file, ir-datasets id")
+    model_options(expand)
+    expand.add_argument("--terms", type=int, default=50, metavar="N", help="at most so many a document (default 50)")
+    expand.add_argument("--out", required=True, metavar="FILE", help="the .jsonl or .jsonl.gz to write")
+
+
+def _train(options: argparse.Namespace) -> None:
+    for module in ("torch", "transformers", "accelerate", "safetensors"):
+        optional_import(module, "train", "training an encoder")
+    from lsr.training.config import load_config
+    from lsr.training.train import plan, resumable, train
+
+    config = load_config(options.config, options.overrides)
+    Path(config.output).absolute().parent.mkdir(parents=True, exist_ok=True)
+    checkpoint = resumable(config)
+    print(plan(config), file=sys.stderr)
+    if checkpoint is not None:
+        print(f"resuming    {checkpoint}", file=sys.stderr)
+    if options.dry_run:
+        return
+    run = train(config)
+    if options.json:
+        write_json(options.json, {"encoder": str(run.folder), "steps": run.steps, "metrics": run.metrics})
+        return
+    for name in ("ndcg@10", "mrr@10", "recall@100", "queries_nnz", "documents_nnz"):
+        if name in run.metrics:
+            print(f"{name:<14} {run.metrics[name]:.4f}")
+    print(f"{'encoder':<14} {run.folder}")
+
+
+def _expand(options: argparse.Namespace) -> None:
+    from lsr.encoder import Encoder
+    from lsr.expansion import mlm_expansions, write_expansions
+    from lsr.files import check_file_target
+
+    if options.terms < 1:
+        raise InputError(f"--terms must be 1 or more: got {options.terms}")
+    check_file_target(options.out)
+    encoder = encoder_of(options)
+    if not isinstance(encoder, Encoder):
+        raise InputError("bm25 adds no terms to a document: name a SPLADE model")
+    corpus = read_corpus(options.corpus, skip_repeats=options.skip_repeats)
+    count = write_expansions(options.out, corpus, mlm_expansions(encoder, options.terms), progress=True)
+    print(f"{count:,} expansions in {options.out}")
