@@ -269,7 +269,7 @@ class Index:
     def document_frequencies(self) -> dict[int, int]:
         """Term id to the number of documents that have it."""
         lists = self._segment.lists
-        return dict(zip(lists.terms.tolist(), lists.lengths().tolist(), strict=True))
+        return dict(zip(lists.terms.tolist(), lists.length.tolist(), strict=True))
 
     def __len__(self) -> int:
         return self.manifest.n_documents

@@ -29,6 +29,9 @@ class _Scratch:
 
     arrays: dict[str, Array] = field(default_factory=dict)
     epoch: int = 0
+    _lists: tuple[Array, ...] | None = None
+    _longest: int = 1
+    _most: int = 1
 
     def zeros(self, name: str, length: int, dtype: type) -> Array:
         """A kept array of zeros, or of whatever the kernels left there."""
@@ -36,6 +39,30 @@ class _Scratch:
         if array is None or len(array) < length:
             array = self.arrays[name] = np.zeros(length, dtype=dtype)
         return array
+
+    def for_lists(self, segment: Segment, longest: int, most: int) -> tuple[Array, ...]:
+        """What `kernels.search_lists` needs for queries of ``longest`` terms, and ``most`` hits or candidates."""
+        if self._lists is None or longest > self._longest or most > self._most:
+            self._longest, self._most = max(longest, self._longest), max(most, self._most)
+            accumulator = self.zeros("accumulator", WINDOW, np.uint16)
+            self._lists = (
+                accumulator,
+                accumulator.view(np.uint64),
+                self.zeros("dense_query", segment.vocabulary_size, np.float32),
+                self.zeros("in_query", segment.vocabulary_size, np.uint8),
+                self.zeros("places", segment.vocabulary_size + 1, np.uint32),
+                self.zeros("matched", self._longest, np.int64),
+                self.zeros("multipliers", self._longest, np.float64),
+                self.zeros("priorities", self._longest, np.float64),
+                self.zeros("order", self._longest, np.int64),
+                self.zeros("cursors", self._longest, np.int64),
+                self.zeros("counts", kernels.BUCKETS, np.int64),
+                self.zeros("top_bounds", self._most, np.int64),
+                self.zeros("top_rows", self._most, np.int64),
+                self.zeros("found_bounds", segment.n_documents, np.int64),
+                self.zeros("found_rows", segment.n_documents, np.int64),
+            )
+        return self._lists
 
 
 class Searcher:
@@ -67,23 +94,9 @@ class Searcher:
         def work(
             first: int, last: int, scratch: _Scratch, arguments: tuple[Array, ...], k: int, results: Found
         ) -> None:
-            accumulator = scratch.zeros("accumulator", WINDOW, np.uint16)
             kernels.search_lists(
                 *arguments, first, last, *segment.lists, *self._forward,
-                accumulator, accumulator.view(np.uint64),
-                scratch.zeros("dense_query", segment.vocabulary_size, np.float32),
-                scratch.zeros("in_query", segment.vocabulary_size, np.uint8),
-                scratch.zeros("places", segment.vocabulary_size + 1, np.uint32),
-                scratch.zeros("matched", longest + 1, np.int64),
-                scratch.zeros("multipliers", longest + 1, np.float64),
-                scratch.zeros("priorities", longest + 1, np.float64),
-                scratch.zeros("order", longest + 1, np.int64),
-                scratch.zeros("cursors", longest + 1, np.int64),
-                scratch.zeros("counts", kernels.BUCKETS, np.int64),
-                scratch.zeros("top_bounds", max(k, candidates), np.int64),
-                scratch.zeros("top_rows", max(k, candidates), np.int64),
-                scratch.zeros("found_bounds", segment.n_documents, np.int64),
-                scratch.zeros("found_rows", segment.n_documents, np.int64),
+                *scratch.for_lists(segment, longest, max(k, candidates)),
                 candidates, mass, MOST_QUERY_TERMS, MOST_FOUND + 10 * k, k, *results,
             )  # fmt: skip
 
