@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lsr.encoder import Encoder as Encoder
     from lsr.errors import LsrError as LsrError
     from lsr.errors import LsrWarning as LsrWarning
+    from lsr.export import export_encoder as export_encoder
     from lsr.index.hits import Hits as Hits
     from lsr.index.index import Index as Index
     from lsr.index.options import BuildOptions as BuildOptions
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from lsr.lookup import inference_free as inference_free
     from lsr.lookup import read_idf as read_idf
     from lsr.lookup import write_idf as write_idf
+    from lsr.methods import build_encoder as build_encoder
     from lsr.pretrained import load_encoder as load_encoder
     from lsr.records import Document as Document
     from lsr.records import Query as Query
@@ -48,7 +50,9 @@ _HOMES = {
     "Retriever": "lsr.retriever",
     "Run": "lsr.run",
     "SparseVectors": "lsr.vectors",
+    "build_encoder": "lsr.methods",
     "compute_idf": "lsr.lookup",
+    "export_encoder": "lsr.export",
     "inference_free": "lsr.lookup",
     "load_encoder": "lsr.pretrained",
     "read_corpus": "lsr.corpus",

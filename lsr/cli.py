@@ -1,7 +1,7 @@
-"""The command line: ``lsr encode | index | search | evaluate | idf | demo``.
+"""The command line: ``lsr encode | index | search | mine | distill | train | evaluate | bench | …``.
 
 Results go to stdout, progress and notes to stderr. Exit codes: 0 done, 1 bad input (one sentence on
-stderr), 2 wrong usage, 130 interrupted. The commands are in ``cli_search.py`` and ``cli_eval.py``.
+stderr), 2 wrong usage, 130 interrupted. The commands are in the ``cli_*.py`` beside this file.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import lsr
-from lsr import cli_eval, cli_search
+from lsr import cli_bench, cli_data, cli_eval, cli_search, cli_train
 from lsr.errors import LsrError, LsrWarning
 from lsr.files import check_file_target
 
@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lsr", description="Learned sparse retrieval: from text to metrics.")
     parser.add_argument("--version", action="version", version=f"lsr {lsr.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (cli_search, cli_eval):
+    for module in (cli_search, cli_data, cli_train, cli_eval, cli_bench):
         module.add_commands(commands)
     return parser
 

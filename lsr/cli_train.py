@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from lsr.cli_options import add_command, encoder_of, json_option, model_options, write_json
@@ -37,7 +36,6 @@ def _train(options: argparse.Namespace) -> None:
     from lsr.training.train import plan, resumable, train
 
     config = load_config(options.config, options.overrides)
-    Path(config.output).absolute().parent.mkdir(parents=True, exist_ok=True)
     checkpoint = resumable(config)
     print(plan(config), file=sys.stderr)
     if checkpoint is not None:

@@ -11,7 +11,6 @@ import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
@@ -25,6 +24,7 @@ from lsr.vectors import SparseVectors
 
 ENCODER_FILE = "lsr_encoder.json"
 FORMAT_VERSION = 1
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 #: Told how many texts were finished: a progress bar's ``update``.
@@ -83,6 +83,24 @@ class TextEncoder(ABC):
         """Write the side's files into an existing folder."""
 
 
+class NeuralSide(TextEncoder):
+    """A side that runs a transformer, its backbone; two sides may share one, and it is then saved once.
+
+    Attributes:
+        backbone: compared by identity only.
+    """
+
+    backbone: object
+
+    @abstractmethod
+    def save_files(self, folder: Path, *, with_backbone: bool = True, dtype: str = "float32") -> None:
+        """Write the side's files, the backbone's in ``dtype``; ``folder`` may be absent without a backbone."""
+
+    @abstractmethod
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write the backbone's tokenizer alone, as Hugging Face's libraries read it."""
+
+
 class Encoder:
     """Documents and queries to sparse vectors over one vocabulary.
 
@@ -117,7 +135,7 @@ class Encoder:
         """Columns of the vectors."""
         return self.documents.vocabulary_size
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """Identifies the pair of sides: vectors and indexes carry it."""
         return hashlib.sha256(f"{self.documents.fingerprint} {self.queries.fingerprint}".encode()).hexdigest()
@@ -163,27 +181,51 @@ class Encoder:
             "queries": {"kind": self.queries.kind, "max_length": self.queries.max_length},
         }
 
-    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False, dtype: str = "float32") -> None:
         """Write a folder that `lsr.load_encoder` reads; an MLM encoder's is a Hugging Face folder too.
 
-        Raises:
-            InputError: the folder exists and ``overwrite`` is False.
-        """
-        with new_folder(path, overwrite=overwrite) as folder:
-            self.save_files(folder)
+        Args:
+            path: the folder.
+            overwrite: whether an encoder there may be replaced.
+            dtype: of a transformer's weights on disk. "float16" halves them and rounds: the encoder that is
+                read from it has another fingerprint.
 
-    def save_files(self, folder: Path, *, queries_only: bool = False) -> None:
+        Raises:
+            InputError: the folder exists and ``overwrite`` is False, or ``dtype`` is unknown.
+        """
+        if dtype not in DTYPES:
+            raise InputError(f"weights cannot be saved as {dtype!r}: choose from {', '.join(DTYPES)}")
+        with new_folder(path, overwrite=overwrite) as folder:
+            self.save_files(folder, dtype=dtype)
+
+    def save_files(self, folder: Path, *, queries_only: bool = False, dtype: str = "float32") -> None:
         """Write into an existing folder, the document side left out where only queries will come."""
         fields: dict[str, Any] = {"format_version": FORMAT_VERSION, "identity": self.identity()}
-        sides = {"queries": self.queries} if queries_only else {"documents": self.documents, "queries": self.queries}
-        for name, side in sides.items():
-            shares = name == "queries" and not queries_only and shares_files(self.documents, self.queries)
-            place = "documents" if shares else name
-            fields[name] = {"kind": side.kind, "folder": place, **side.config()}
-            if not shares:
-                (folder / place).mkdir()
-                side.save_files(folder / place)
+        if not queries_only:
+            fields["documents"] = _save_side(folder, "documents", self.documents, dtype)
+        if not queries_only and shares_files(self.documents, self.queries):
+            fields["queries"] = {"kind": self.queries.kind, "folder": "documents", **self.queries.config()}
+        else:
+            shared = None if queries_only else self.documents
+            fields["queries"] = _save_side(folder, "queries", self.queries, dtype, shared)
         (folder / ENCODER_FILE).write_text(json.dumps(fields, indent=2), encoding="utf-8")
+
+
+def _save_side(
+    folder: Path, name: str, side: TextEncoder, dtype: str, documents: TextEncoder | None = None
+) -> dict[str, Any]:
+    """Write one side; what ``lsr_encoder.json`` says of it."""
+    fields = {"kind": side.kind, "folder": name, **side.config()}
+    if not isinstance(side, NeuralSide):
+        (folder / name).mkdir()
+        side.save_files(folder / name)
+        return fields
+    if isinstance(documents, NeuralSide) and documents.backbone is side.backbone:
+        side.save_files(folder / name, with_backbone=False)
+        return fields | {"backbone": "documents"}
+    (folder / name).mkdir()
+    side.save_files(folder / name, dtype=dtype)
+    return fields
 
 
 def encode_queries(

@@ -47,19 +47,25 @@ class LookupEncoder(TextEncoder):
             )
         if not np.isfinite(weights.astype(np.float32)).all():
             raise InputError("the weight table holds NaN or infinite weights: compute it again")
+        self._weights: NDArray[np.float32] = np.maximum(weights, 0).astype(np.float32)
         self.tokenizer = tokenizer.with_options(max_length, add_special_tokens=False)
-        self.weights = np.maximum(weights, 0).astype(np.float32)
         self.vocabulary_size = len(weights)
         self.max_length = max_length
 
+    @property
+    def weights(self) -> NDArray[np.float32]:
+        """The table, non-negative, of shape (vocabulary_size,)."""
+        return self._weights
+
     def encode(self, texts: Sequence[str], advance: Advance | None = None) -> Encoded:
+        weights = self.weights
         tokens = self.tokenizer(texts)
         present = [np.unique(ids) for ids in tokens.ids]
-        present = [ids[self.weights[ids] > 0] for ids in present]
+        present = [ids[weights[ids] > 0] for ids in present]
         indptr = np.zeros(len(texts) + 1, dtype=np.int64)
         np.cumsum([len(ids) for ids in present], out=indptr[1:])
         terms = np.concatenate([*present, np.empty(0, dtype=np.int32)]).astype(np.int32, copy=False)
-        vectors = csr_array((self.weights[terms], terms, indptr), shape=(len(texts), self.vocabulary_size))
+        vectors = csr_array((weights[terms], terms, indptr), shape=(len(texts), self.vocabulary_size))
         if advance:
             advance(len(texts))
         return Encoded(vectors, tokens.truncated)
@@ -69,8 +75,7 @@ class LookupEncoder(TextEncoder):
 
     @cached_property
     def fingerprint(self) -> str:
-        parts = f"{self.kind} {self.tokenizer.hash} {hashlib.sha256(self.weights.tobytes()).hexdigest()}"
-        return hashlib.sha256(parts.encode()).hexdigest()
+        return table_fingerprint(self.tokenizer, self.weights)
 
     @property
     def vocabulary_hash(self) -> str:
@@ -88,6 +93,12 @@ class LookupEncoder(TextEncoder):
         """Read what `save_files` wrote."""
         tokenizer = ModelTokenizer.load(folder / "tokenizer.json", config["max_length"])
         return cls(tokenizer, np.load(folder / "weights.npy", allow_pickle=False), config["max_length"])
+
+
+def table_fingerprint(tokenizer: ModelTokenizer, weights: NDArray[np.float32]) -> str:
+    """The fingerprint of a look-up side."""
+    parts = f"{LookupEncoder.kind} {tokenizer.hash} {hashlib.sha256(weights.tobytes()).hexdigest()}"
+    return hashlib.sha256(parts.encode()).hexdigest()
 
 
 def inference_free(encoder: Encoder, idf: NDArray[Any], *, max_length: int = 256) -> Encoder:

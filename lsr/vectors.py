@@ -39,13 +39,16 @@ class SparseVectors(csr_array):  # type: ignore[misc]
         self.encoder = encoder
 
 
-def check_vectors(vectors: Any, *, vocabulary_size: int | None = None, what: str = "document") -> csr_array:
+def check_vectors(
+    vectors: Any, *, vocabulary_size: int | None = None, what: str = "document", first_row: int = 0
+) -> csr_array:
     """Check the contract and return the vectors as float32 CSR without explicit zeros.
 
     Args:
         vectors: CSR array or matrix of shape (n, vocabulary).
         vocabulary_size: required number of columns, if known.
         what: "document" or "query", for the messages.
+        first_row: number of the first row, for the messages: of a chunk that is not the first.
 
     Raises:
         InputError: with the first offending row.
@@ -70,8 +73,8 @@ def check_vectors(vectors: Any, *, vocabulary_size: int | None = None, what: str
     whole = len(indptr) == vectors.shape[0] + 1 and indptr[0] == 0 and indptr[-1] == len(terms) == len(weights)
     if not whole or (len(indptr) > 2 and np.any(indptr[1:] < indptr[:-1])):
         raise InputError(f"{what} vectors have a broken indptr: rebuild the CSR array")
-    _check_weights(indptr, terms, weights, what)
-    _check_terms(indptr, terms, int(vectors.shape[1]), what)
+    _check_weights(indptr, terms, weights, what, first_row)
+    _check_terms(indptr, terms, int(vectors.shape[1]), what, first_row)
     has_zeros = np.count_nonzero(weights) != len(weights)
     if isinstance(vectors, csr_array) and weights.dtype == np.float32 and not has_zeros:
         return vectors
@@ -100,7 +103,7 @@ def _row_of(indptr: NDArray[Any], position: int) -> int:
     return int(np.searchsorted(indptr, position, side="right")) - 1
 
 
-def _check_weights(indptr: NDArray[Any], terms: NDArray[Any], weights: NDArray[Any], what: str) -> None:
+def _check_weights(indptr: NDArray[Any], terms: NDArray[Any], weights: NDArray[Any], what: str, first_row: int) -> None:
     if weights.dtype.kind not in "fiu":
         raise InputError(f"{what} weights must be numbers, not {weights.dtype}: convert them to float32")
     if len(weights) == 0 or (float(weights.min()) >= 0 and float(weights.max()) <= LARGEST):  # NaN fails both
@@ -108,28 +111,29 @@ def _check_weights(indptr: NDArray[Any], terms: NDArray[Any], weights: NDArray[A
     for bad, name in ((~np.isfinite(weights), "NaN or infinite"), (weights < 0, "negative")):
         if bad.any():
             at = int(np.argmax(bad))
+            row = first_row + _row_of(indptr, at)
             raise InputError(
-                f"{what} row {_row_of(indptr, at)} has a {name} weight ({weights[at]}) at term {terms[at]}: "
+                f"{what} row {row} has a {name} weight ({weights[at]}) at term {terms[at]}: "
                 "weights must be finite and non-negative"
             )
     raise InputError(f"{what} vectors have a weight beyond float32's range: scale them down")
 
 
-def _check_terms(indptr: NDArray[Any], terms: NDArray[Any], vocabulary_size: int, what: str) -> None:
+def _check_terms(indptr: NDArray[Any], terms: NDArray[Any], vocabulary_size: int, what: str, first_row: int) -> None:
     if len(terms) == 0:
         return
     if terms.min() < 0 or terms.max() >= vocabulary_size:
         outside = (terms < 0) | (terms >= vocabulary_size)
         at = int(np.argmax(outside))
         raise InputError(
-            f"{what} row {_row_of(indptr, at)} has term id {terms[at]}, beyond the vocabulary of "
+            f"{what} row {first_row + _row_of(indptr, at)} has term id {terms[at]}, beyond the vocabulary of "
             f"{vocabulary_size:,} terms: widen the array's shape or mend the ids"
         )
     ascending = terms[1:] > terms[:-1]
     starts = indptr[1:-1]
     ascending[starts[(starts > 0) & (starts < len(terms))] - 1] = True
     if not ascending.all():
-        row = _row_of(indptr, int(np.argmin(ascending)))
+        row = first_row + _row_of(indptr, int(np.argmin(ascending)))
         raise InputError(f"{what} row {row} has unsorted or repeated term ids: call vectors.sum_duplicates() first")
 
 

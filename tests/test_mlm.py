@@ -1,4 +1,4 @@
-"""The MLM encoder against the plain formula on the whole logits tensor."""
+"""The MLM side against the plain formula on the whole logits tensor."""
 
 import json
 import shutil
@@ -11,10 +11,10 @@ import transformers
 from conftest import TEXTS, write_checkpoint
 
 import lsr
+from lsr.checkpoint import load_backbone
 from lsr.errors import InputError, LsrWarning
-from lsr.mlm import MlmEncoder
-from lsr.pooling import pool_logits
-from lsr.pretrained import load_mlm
+from lsr.heads import MlmHead
+from lsr.neural import NeuralEncoder
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_vectors_equal_the_plain_formula(checkpoint, encoder):
 @pytest.mark.parametrize("activation", ["log1p", "log1p_log1p"])
 def test_every_pooling_and_activation(checkpoint, pooling, activation):
     act = torch.log1p if activation == "log1p" else lambda x: torch.log1p(torch.log1p(x))
-    side = MlmEncoder(load_mlm(checkpoint), 32, pooling=pooling, activation=activation)
+    side = NeuralEncoder(MlmHead(load_backbone(checkpoint), pooling=pooling, activation=activation), 32)
     expected = plain_vectors(checkpoint, TEXTS, pooling=pooling, act=act)
     np.testing.assert_allclose(side.encode(TEXTS).vectors.toarray(), expected, atol=1e-5)
 
@@ -54,7 +54,7 @@ def test_every_pooling_and_activation(checkpoint, pooling, activation):
 @pytest.mark.parametrize("tokens", [1, 7, 40, 10_000])
 def test_vectors_do_not_depend_on_the_batch(encoder, monkeypatch, tokens):
     together = encoder.encode_documents(TEXTS).toarray()
-    monkeypatch.setitem(__import__("lsr.mlm").mlm.BATCH_TOKENS, "cpu", tokens)
+    monkeypatch.setitem(__import__("lsr.neural").neural.BATCH_TOKENS, "cpu", tokens)
     np.testing.assert_allclose(encoder.encode_documents(TEXTS).toarray(), together, atol=1e-5)
     for i, text in enumerate(TEXTS):
         np.testing.assert_allclose(encoder.encode_documents([text]).toarray()[0], together[i], atol=1e-5)
@@ -63,26 +63,6 @@ def test_vectors_do_not_depend_on_the_batch(encoder, monkeypatch, tokens):
 def test_vectors_keep_the_order_of_the_texts(encoder):
     backwards = encoder.encode_documents(TEXTS[::-1]).toarray()
     np.testing.assert_allclose(backwards[::-1], encoder.encode_documents(TEXTS).toarray(), atol=1e-5)
-
-
-def test_pooling_never_holds_all_logits(monkeypatch):
-    widest = 0
-    plain = torch.nn.functional.linear
-
-    def watched(states, weight, bias=None):
-        nonlocal widest
-        logits = plain(states, weight, bias)
-        widest = max(widest, logits.numel())
-        return logits
-
-    monkeypatch.setattr(torch.nn.functional, "linear", watched)
-    monkeypatch.setattr("lsr.pooling.BLOCK_ELEMENTS", 6_000)
-    states, weight = torch.randn(20, 8), torch.randn(5_000, 8)
-    pooled = pool_logits(states, [0, 5, 20], weight, None, pooling="max", activation="log1p")
-    assert widest <= 6_000 < 20 * 5_000
-    logits = states @ weight.T
-    expected = torch.stack([logits[:5].amax(0), logits[5:].amax(0)]).relu().log1p()
-    torch.testing.assert_close(pooled, expected)
 
 
 def test_long_texts_are_cut_and_reported(checkpoint):
@@ -128,7 +108,7 @@ def test_wrong_input_is_refused(encoder):
     with pytest.raises(InputError, match=r"write \[text\] for a single one"):
         encoder.encode_queries("one text")
     with pytest.raises(InputError, match="choose pooling from max, sum"):
-        MlmEncoder(encoder.documents.model, 8, pooling="mean")
+        MlmHead(encoder.documents.backbone, pooling="mean")
 
 
 def test_the_fingerprint_tells_weights_apart_and_survives_saving(tmp_path, checkpoint, encoder):

@@ -126,7 +126,7 @@ def test_a_symmetric_encoder_is_saved_once_and_keeps_its_lengths(tmp_path, check
     assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == ["documents", "lsr_encoder.json"]
     again = lsr.load_encoder(tmp_path / "saved")
     assert (again.documents.max_length, again.queries.max_length) == (20, 10)
-    assert again.documents.model is again.queries.model
+    assert again.documents.backbone is again.queries.backbone
     assert lsr.load_encoder(tmp_path / "saved", query_max_length=7).queries.max_length == 7
     with pytest.raises(InputError, match="already exists"):
         encoder.save(tmp_path / "saved")

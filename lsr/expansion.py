@@ -1,0 +1,151 @@
+"""Documents expanded before they are encoded: expMLP's half of the work (docT5query, TILDE; arXiv 2303.13416).
+
+An expansion is text that is put behind a document's own: predicted queries, or terms that a masked
+language model would add. It comes from any callable, or from a JSONL file of ``{"id": …, "expansion": …}``
+in the order of the corpus, such as `write_expansions` makes.
+"""
+
+import gzip
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from tqdm import tqdm
+
+from lsr.corpus import Corpus, CorpusSource, read_corpus
+from lsr.encoder import Encoder
+from lsr.errors import FormatError, InputError
+from lsr.files import check_file_target, open_lines, write_synced
+from lsr.lookup import tokenizer_of
+from lsr.records import Document
+
+#: A file of expansions, or what gives the expansion of a document.
+Expansions: TypeAlias = "str | os.PathLike[str] | Callable[[Document], str]"
+
+BATCH = 256
+
+
+def expand(corpus: CorpusSource, expansions: Expansions, *, skip_repeats: bool = False) -> Corpus:
+    """The documents of a corpus with their expansions behind their texts; both are streamed.
+
+    Raises:
+        InputError: the file is missing, or (while reading) not one of this corpus, in its order.
+    """
+    plain = read_corpus(corpus, skip_repeats=skip_repeats)
+    if not isinstance(expansions, str | os.PathLike):
+        write = expansions
+        return Corpus(f"{plain.name}, expanded", lambda: (_joined(document, write(document)) for document in plain))
+    path = Path(expansions)
+    if not path.is_file():
+        raise InputError(f"{path} is missing: write it with lsr expand")
+    return Corpus(f"{plain.name} with {path}", lambda: _merged(plain, path))
+
+
+def mlm_expansions(encoder: Encoder, terms: int = 50) -> Callable[[Sequence[Document]], list[str]]:
+    """Expansions by a masked language model, as TILDE's: the heaviest terms that a document does not hold itself.
+
+    Args:
+        encoder: its document side weighs the whole vocabulary (SPLADE); whole words are taken, no word pieces.
+        terms: at most as many per document.
+    """
+    tokenizer = tokenizer_of(encoder)
+    words = np.array([term.isalnum() and len(term) > 1 for term in map(encoder.term, range(encoder.vocabulary_size))])
+    words[tokenizer.special_ids] = False
+
+    def write(documents: Sequence[Document]) -> list[str]:
+        texts = [document.content for document in documents]
+        vectors = encoder.documents.encode(texts).vectors
+        expansions = []
+        for row, own in enumerate(tokenizer(texts).ids):
+            found = slice(vectors.indptr[row], vectors.indptr[row + 1])
+            ids, weights = vectors.indices[found], vectors.data[found]
+            new = words[ids] & ~np.isin(ids, own)
+            heaviest = ids[new][np.argsort(-weights[new], kind="stable")][:terms]
+            expansions.append(" ".join(encoder.term(int(term_id)) for term_id in heaviest))
+        return expansions
+
+    return write
+
+
+def write_expansions(
+    path: str | os.PathLike[str],
+    corpus: CorpusSource,
+    write: Callable[[Sequence[Document]], list[str]],
+    *,
+    progress: bool = False,
+) -> int:
+    """Write the expansions of a corpus to a ``.jsonl`` or ``.jsonl.gz`` file; how many there are.
+
+    Args:
+        path: where to.
+        corpus: what `lsr.read_corpus` takes.
+        write: gives the expansions of some documents, such as `mlm_expansions`.
+        progress: show a bar on stderr.
+
+    Raises:
+        InputError: the file cannot be written, or the corpus not be read.
+    """
+    path = Path(path)
+    check_file_target(path)
+    partial = path.with_name(f".{path.name}.partial")
+    count = 0
+
+    def lines() -> Iterator[bytes]:
+        nonlocal count
+        documents = iter(tqdm(read_corpus(corpus), desc="expanding", unit=" docs", disable=not progress or None))
+        while batch := list(islice(documents, BATCH)):
+            for document, expansion in zip(batch, write(batch), strict=True):
+                count += 1
+                fields = {"id": document.id, "expansion": expansion}
+                yield (json.dumps(fields, ensure_ascii=False) + "\n").encode()
+
+    try:
+        if path.suffix == ".gz":
+            write_synced(partial, lambda raw: _write_gz(raw, lines()))
+        else:
+            write_synced(partial, lambda raw: raw.writelines(lines()))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return count
+
+
+def _write_gz(raw: object, lines: Iterable[bytes]) -> None:
+    with gzip.GzipFile(fileobj=raw, mode="wb", mtime=0) as file:  # type: ignore[call-overload]
+        file.writelines(lines)
+
+
+def _merged(corpus: Corpus, path: Path) -> Iterator[Document]:
+    """Corpus and file, read side by side."""
+    expansions = _read(path)
+    for document in corpus:
+        where, doc_id, expansion = next(expansions, (str(path), None, ""))
+        if doc_id != document.id:
+            found = "ends" if doc_id is None else f"has {doc_id!r}"
+            raise InputError(
+                f"{where}: the file {found} where {corpus.name} has {document.id!r}: expansions are of one corpus, in "
+                "its order, write them again with lsr expand"
+            )
+        yield _joined(document, expansion)
+
+
+def _read(path: Path) -> Iterator[tuple[str, str, str]]:
+    for number, line in open_lines(path):
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line)
+            doc_id, expansion = fields["id"], fields["expansion"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise FormatError(f'{path}:{number}: a line is {{"id": …, "expansion": …}} ({error})') from error
+        if not isinstance(doc_id, str) or not isinstance(expansion, str):
+            raise FormatError(f"{path}:{number}: id and expansion must be strings")
+        yield f"{path}:{number}", doc_id, expansion
+
+
+def _joined(document: Document, expansion: str) -> Document:
+    return Document(document.id, f"{document.text} {expansion}".rstrip(), document.title)
