@@ -16,7 +16,16 @@ HEAVY = {"torch", "transformers", "ranx", "ir_datasets", "pandas", "jnius", "jpy
 # Packages in pipeline order: a module may import from its own package and from those before it.
 ORDER = ["base", "index", "retriever", "eval", "front"]
 RETRIEVER = {"lsr.retriever"}
-FRONT = {"lsr.demo", "lsr.cli", "lsr.cli_options", "lsr.cli_search", "lsr.cli_data", "lsr.cli_train", "lsr.cli_eval", "lsr.cli_bench"}
+FRONT = {
+    "lsr.demo",
+    "lsr.cli",
+    "lsr.cli_options",
+    "lsr.cli_search",
+    "lsr.cli_data",
+    "lsr.cli_train",
+    "lsr.cli_eval",
+    "lsr.cli_bench",
+}
 
 
 def test_the_package_list_is_the_folders():

@@ -9,7 +9,7 @@ from torch import Tensor
 from lsr.training.data import Batch, Example
 
 #: What another call of the encoder costs, in padded tokens.
-CALL_TOKENS = {"cpu": 256, "cuda": 4_096}
+CALL_TOKENS = {"cpu": 256, "cuda": 32_768}
 
 
 class ExampleSampler(torch.utils.data.Sampler[tuple[int, int]]):

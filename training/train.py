@@ -14,7 +14,7 @@ import torch
 from lsr.encoder import Encoder
 from lsr.errors import FormatError, InputError
 from lsr.expansion import expand
-from lsr.files import check_parent, replacing
+from lsr.files import replacing
 from lsr.training.card import commit, versions, write_card
 from lsr.training.checkpoints import best_steps, checkpoints, load_average, load_weights
 from lsr.training.config import TrainConfig
@@ -76,7 +76,7 @@ def train(
     encoder = build_encoder(config.encoder_table, device="cpu" if config.training.device == "cpu" else None)
     validate = validate or Validation.of(config)
     training_set = open_training_set(config, scored=config.loss.needs_scores and scorer is None)
-    output.mkdir(exist_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
     trainer = SparseTrainer(
         encoder,
         config,
@@ -115,7 +115,6 @@ def resumable(config: TrainConfig) -> Path | None:
     """
     output = Path(config.output)
     if not output.exists():
-        check_parent(output)
         return None
     if not output.is_dir():
         raise InputError(f"{output} is a file: name a folder (output=…)")
