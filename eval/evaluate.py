@@ -27,7 +27,7 @@ class Report:
 
     Attributes:
         dataset: name and split.
-        mode: "exact", "pruned" (by candidates) or "seismic" (by blocks).
+        mode: "exact", "planned" (by recall), "pruned" (by candidates or query_mass) or "seismic" (by blocks).
         metrics: means over the judged queries.
         n_documents, n_queries, n_without_hits, n_unjudgeable: see `Scores`.
         self_matches: what was done about hits whose id is the query's.
@@ -209,8 +209,9 @@ def _documents_named_as_queries(retriever: Retriever, queries: Sequence[Query]) 
 def _mode(options: dict[str, Any]) -> str:
     if options.get("exact"):
         return "exact"
-    by_blocks = options.get("query_cut") is not None or options.get("heap_factor") is not None
-    return "seismic" if by_blocks else "pruned"
+    if options.get("query_cut") is not None or options.get("heap_factor") is not None:
+        return "seismic"
+    return "pruned" if {"candidates", "query_mass"} & {n for n, v in options.items() if v is not None} else "planned"
 
 
 def _flops(queries: csr_array, document_frequencies: dict[int, int], n_documents: int) -> float:

@@ -28,7 +28,8 @@ _SEISMIC_SEARCH = [
 _SINDI_PRUNED = [{"query_prune_ratio": ratio, "n_candidate": n} for ratio in (0.0, 0.2, 0.4) for n in (20, 50, 100)]
 SWEEPS: dict[str, list[dict[str, Any]]] = {
     "lsr": [{"build": {}, "search": [
-        {"exact": True}, *_each(recall=(0.9, 0.95, 0.99)), *_each(candidates=(15, 30, 50, 100))]}],
+        {"exact": True}, *_each(recall=(0.9, 0.95, 0.99)),
+        *_each(query_mass=(0.5, 0.6, 0.7, 0.8, 0.9), candidates=(20, 50, 100))]}],
     "pyseismic-lsr": [
         {"build": {"n_postings": n, "centroid_fraction": 0.2, "summary_energy": energy, "max_fraction": 6.0},
          "search": _SEISMIC_SEARCH} for n, energy in ((2000, 0.5), (3000, 0.4))

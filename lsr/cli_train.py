@@ -1,4 +1,4 @@
-"""``lsr train | expand``: from a config to a trained encoder, and the expansions that some methods train on."""
+"""``lsr train | expand | export``: from a config to a trained encoder, what some methods train on, other forms."""
 
 import argparse
 import sys
@@ -27,6 +27,24 @@ def add_commands(commands: Any) -> None:
     model_options(expand)
     expand.add_argument("--terms", type=int, default=50, metavar="N", help="at most so many a document (default 50)")
     expand.add_argument("--out", required=True, metavar="FILE", help="the .jsonl or .jsonl.gz to write")
+
+    export = add_command(commands, "export", _export, "Write an encoder as other systems read it.",
+        "lsr export runs/mine/encoder mine-st --form sentence-transformers --dtype float16")  # fmt: skip
+    export.add_argument("encoder", metavar="MODEL", help="a folder or hub id, as --model of the other commands")
+    export.add_argument("out", metavar="DIR", help="the folder to write")
+    export.add_argument("--form", required=True, metavar="FORM", help="sentence-transformers, opensearch or onnx")
+    export.add_argument("--dtype", default="float32", metavar="TYPE", help="of the weights on disk (default float32)")
+    export.add_argument("--revision", help="revision of a hub id")
+    export.add_argument("--overwrite", action="store_true", help="replace DIR if it exists")
+
+
+def _export(options: argparse.Namespace) -> None:
+    from lsr.export import export_encoder
+    from lsr.pretrained import load_encoder
+
+    encoder = load_encoder(options.encoder, revision=options.revision)
+    export_encoder(encoder, options.out, options.form, overwrite=options.overwrite, dtype=options.dtype)
+    print(f"{options.form} encoder in {options.out}")
 
 
 def _train(options: argparse.Namespace) -> None:

@@ -50,6 +50,9 @@ EXPORTED_BLOCK = 4096
 #: (text, term) pairs looked at in one step of the backward pass.
 PAIRS = 1 << 22
 
+#: Share of the (text, term) pairs with a gradient above which a GPU multiplies dense blocks.
+CROWDED = 0.05
+
 #: Elements of rows that are added at a time on a GPU.
 ADDED = 1 << 27
 
@@ -253,7 +256,8 @@ def _sparse_gradients(
     G is made from as many texts at a time as have `PAIRS` pairs at most, and each text's tokens are its own.
     """
     if grad.is_cuda:
-        return _added_gradients(grad, winners, states, weight, wanted)
+        crowded = int(torch.count_nonzero(grad)) > CROWDED * grad.numel()
+        return (_dense_gradients if crowded else _added_gradients)(grad, winners, states, weight, wanted)
     wide = grad.dtype
     of_states = torch.zeros_like(states, dtype=wide) if wanted[0] else None
     of_weight = torch.zeros_like(weight, dtype=wide) if wanted[1] else None
@@ -286,6 +290,29 @@ def _added_gradients(
             of_states.index_add_(0, token, value * weight[term].to(grad.dtype))
         if of_weight is not None:
             of_weight.index_add_(0, term, value * states[token].to(grad.dtype))
+    return of_states, of_weight
+
+
+def _dense_gradients(
+    grad: Tensor, winners: Tensor, states: Tensor, weight: Tensor, wanted: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """As `_sparse_gradients`, with G written out for a block of the vocabulary at a time.
+
+    For weights that were not trained yet, where most terms of most texts survive ReLU.
+    """
+    of_states = torch.zeros_like(states, dtype=grad.dtype) if wanted[0] else None
+    of_weight = torch.zeros_like(weight, dtype=grad.dtype) if wanted[1] else None
+    size = max(256, BLOCK_ELEMENTS["cuda"] // len(states))
+    for start in range(0, len(weight), size):
+        block = slice(start, start + size)
+        values = grad[:, block]
+        # tokens belong to one text each, so that no two winners of a term share a place
+        spread = states.new_zeros(len(states), values.shape[1])
+        spread.scatter_add_(0, torch.where(values != 0, winners[:, block], 0).long(), values.to(states.dtype))
+        if of_states is not None:
+            of_states += (spread @ weight[block].to(states.dtype)).to(grad.dtype)
+        if of_weight is not None:
+            of_weight[block] = (spread.T @ states).to(grad.dtype)
     return of_states, of_weight
 
 

@@ -70,7 +70,12 @@ def test_sparsity_is_counted(retriever: lsr.Retriever) -> None:
 
 @pytest.mark.parametrize(
     ("built", "options", "mode"),
-    [({}, {}, "pruned"), ({}, {"exact": True}, "exact"), ({"seismic": True}, {"query_cut": 3}, "seismic")],
+    [
+        ({}, {}, "planned"),
+        ({}, {"candidates": 30}, "pruned"),
+        ({}, {"exact": True}, "exact"),
+        ({"seismic": True}, {"query_cut": 3}, "seismic"),
+    ],
 )
 def test_the_mode_is_what_was_searched(built: dict[str, Any], options: dict[str, Any], mode: str) -> None:
     retriever = lsr.Retriever.build(DOCUMENTS, Bm25(), options=lsr.BuildOptions(**built))

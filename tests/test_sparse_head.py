@@ -288,3 +288,21 @@ def test_the_gpu_gives_the_cpu_s_values_and_gradients(pooling, activation, impor
         results.append([pooled.detach().cpu(), *(here[n].grad.cpu() for n in ("states", "weight", "bias"))])
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 1.0])
+@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
+def test_the_three_backward_passes_agree(monkeypatch, share, wanted):
+    """Sorted sparse products (CPU), rows added to rows and dense blocks (GPU, by how many terms survive)."""
+    monkeypatch.setattr(sparse_head, "BLOCK_ELEMENTS", {"cpu": 1, "cuda": 1})  # blocks of 256 terms
+    generator = torch.Generator().manual_seed(0)
+    states, weight = (torch.randn(size, generator=generator) for size in ((40, 16), (700, 16)))
+    _, winners = winning_logits(states, weight, None, torch.tensor([0, 10, 10, 25, 40]))
+    grad = torch.randn(4, 700, generator=generator) * (torch.rand(4, 700, generator=generator) < share)
+    grad[1] = 0  # a text without tokens
+    plain = sparse_head._sparse_gradients(grad, winners, states, weight, wanted)
+    for form in (sparse_head._added_gradients, sparse_head._dense_gradients):
+        for expected, made in zip(plain, form(grad, winners, states, weight, wanted), strict=True):
+            assert (expected is None) == (made is None)
+            if expected is not None:
+                torch.testing.assert_close(made, expected, atol=1e-4, rtol=1e-4)
