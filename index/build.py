@@ -1,7 +1,7 @@
 """From checked vectors to a `Segment`: invert, prune, cluster into blocks, summarize."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -12,10 +12,12 @@ from tqdm import tqdm
 
 from lsr.errors import InputError
 from lsr.index import build_kernels
-from lsr.index.invert import invert, quantize_lists
+from lsr.index.blocks import build_blocks
+from lsr.index.invert import OverThreads, count, invert, quantize_lists
 from lsr.index.options import BuildOptions
 from lsr.index.prune import prune
-from lsr.index.segment import Array, Blocks, Forward, Segment, Summaries, frozen, narrow
+from lsr.index.segment import Array, Forward, Segment, frozen, narrow
+from lsr.index.sizes import announce, predict_sizes
 
 Result = TypeVar("Result")
 
@@ -32,31 +34,32 @@ def build_segment(
     """
     n_documents, vocabulary_size = vectors.shape
     weights = stored_weights(vectors.data, options.weights)
-    if weights.dtype == np.float16:  # what is scored is what is kept: bounds and summaries are of it
-        vectors = csr_array((weights.astype(np.float32), vectors.indices, vectors.indptr), shape=vectors.shape)
     forward = Forward(
         frozen(vectors.indptr.astype(np.int64)),
         frozen(narrow(vectors.indices, vocabulary_size - 1)),
         frozen(weights),
     )
     workers = threads or os.cpu_count() or 1
-    inverted = invert(vectors)
-
-    def over_lists(work: Callable[[int, int], None], ptr: Array) -> None:
-        tasks = list(_tasks(ptr))
-        with tqdm(total=len(tasks), desc="building lists", unit=" tasks", disable=not progress or None) as bar:
-            _in_parallel(work, tasks, workers, bar)
-
-    lists = quantize_lists(inverted, n_documents, options.dense_share, over_lists)
+    over_threads = threads_over(workers, progress)
+    n_ranges = ranges_for(workers, len(weights), vocabulary_size)
+    counted = count(forward, vocabulary_size, n_ranges, over_threads)
+    if progress:
+        itemsize, share = weights.dtype.itemsize, options.dense_share
+        announce(predict_sizes(counted.lengths, n_documents, vocabulary_size, itemsize, share))
+    (lists,) = quantize_lists(forward, vocabulary_size, counted, options.dense_share, None, over_threads)
     if not options.seismic:
         return Segment(n_documents, vocabulary_size, forward, lists, None, None)
+    if weights.dtype == np.float16:  # what is scored is what is kept: summaries are of it
+        vectors = csr_array((weights.astype(np.float32), vectors.indices, vectors.indptr), shape=vectors.shape)
+    inverted = invert(vectors, n_ranges, over_threads)
     whole = forward._replace(weights=frozen(vectors.data))
-    ptr, rows = prune(inverted, options.n_postings, options.max_fraction)
+    ptr, rows = prune(inverted, options.n_postings, options.max_fraction, options.posting_share)
     tasks = list(_tasks(ptr)) or [(0, 0)]  # documents without a single term
     bar: tqdm[Any]
     with tqdm(total=2 * len(tasks), desc="building blocks", unit=" tasks", disable=not progress or None) as bar:
-        blocks = _cluster(ptr, rows, whole, vocabulary_size, options, tasks, workers, bar)
-        summaries = _summarize(blocks, whole, vocabulary_size, options, tasks, workers, bar)
+        blocks, summaries = build_blocks(
+            ptr, rows, whole, vocabulary_size, options, lambda work: _in_parallel(work, tasks, workers, bar)
+        )
     return Segment(n_documents, vocabulary_size, forward, lists, blocks, summaries)
 
 
@@ -72,15 +75,31 @@ def stored_weights(weights: NDArray[np.float32], kind: str) -> Array:
     """
     if kind == "float32":
         return weights.copy()
+    if kind == "auto":
+        halves = np.empty(len(weights), dtype=np.uint16)
+        return halves.view(np.float16) if build_kernels.exact_halves(weights, halves) else weights.copy()
     with np.errstate(over="ignore", under="ignore"):
         half = weights.astype(np.float16)
-    if kind == "auto":
-        return half if np.array_equal(half.astype(np.float32), weights) else weights.copy()
     if not (np.isfinite(half).all() and (half > 0).all()):
         raise InputError(
             "weights='float16' takes weights from 6e-8 to 65,504: scale the vectors, or build with weights='auto'"
         )
     return half
+
+
+def ranges_for(workers: int, n_postings: int, vocabulary_size: int) -> int:
+    """Ranges of rows that are worth it: each has a counter for every term of the vocabulary."""
+    return max(1, min(workers, n_postings // (2 * vocabulary_size + 1)))
+
+
+def threads_over(workers: int, progress: bool) -> OverThreads:
+    """Runs tasks over threads, under a progress bar."""
+
+    def run(work: Callable[[int], None], n_tasks: int, what: str) -> None:
+        with tqdm(total=n_tasks, desc=what, unit=" tasks", disable=not progress or None) as bar:
+            _in_parallel(work, [(task,) for task in range(n_tasks)], workers, bar)
+
+    return run
 
 
 def _tasks(ptr: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
@@ -93,8 +112,8 @@ def _tasks(ptr: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
 
 
 def _in_parallel(
-    work: Callable[[int, int], Result],
-    tasks: list[tuple[int, int]],
+    work: Callable[..., Result],
+    tasks: Sequence[tuple[int, ...]],
     workers: int,
     bar: "tqdm[Any]",
 ) -> list[Result]:
@@ -106,69 +125,3 @@ def _in_parallel(
             results.append(future.result())
             bar.update()
         return results
-
-
-def _document_heads(forward: Forward, width: int) -> tuple[Array, Array, Array]:
-    counts = np.minimum(np.diff(forward.ptr), width)
-    ptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    terms = np.zeros(ptr[-1], dtype=forward.terms.dtype)
-    weights = np.zeros(ptr[-1], dtype=np.float32)
-    build_kernels.document_heads(*forward, width, ptr, terms, weights)
-    return ptr, terms, weights
-
-
-def _cluster(
-    ptr: Array, rows: Array, forward: Forward, vocabulary_size: int, options: BuildOptions,
-    tasks: list[tuple[int, int]], workers: int, bar: "tqdm[Any]",
-) -> Blocks:  # fmt: skip
-    heads = _document_heads(forward, options.centroid_terms)
-    n_lists = len(ptr) - 1
-    block_rows = np.zeros(len(rows), dtype=np.int32)
-    sizes_by_place = np.zeros(len(rows), dtype=np.int64)
-    n_blocks = np.zeros(n_lists, dtype=np.int64)
-
-    def work(first: int, last: int) -> None:
-        build_kernels.cluster_lists(
-            first, last, frozen(ptr), frozen(rows), *forward, *heads, vocabulary_size, options.centroid_fraction,
-            options.min_block_size, options.seed, block_rows, sizes_by_place, n_blocks,
-        )  # fmt: skip
-
-    _in_parallel(work, tasks, workers, bar)
-    block_ptr = np.concatenate([[0], np.cumsum(n_blocks)]).astype(np.int64)
-    # a list's block sizes stand at the beginning of the list's own place
-    places = np.repeat(ptr[:-1] - block_ptr[:-1], n_blocks) + np.arange(block_ptr[-1])
-    start = np.concatenate([[0], np.cumsum(sizes_by_place[places])]).astype(np.int64)
-    nothing = np.zeros(block_ptr[-1], dtype=np.float32)
-    return Blocks(frozen(block_ptr), frozen(start), frozen(block_rows), nothing, nothing.copy())
-
-
-def _summarize(
-    blocks: Blocks, forward: Forward, vocabulary_size: int, options: BuildOptions,
-    tasks: list[tuple[int, int]], workers: int, bar: "tqdm[Any]",
-) -> Summaries:  # fmt: skip
-    """Summarize every block; fills ``blocks.minimum`` and ``blocks.step``, and freezes them."""
-    most_blocks = int(np.diff(blocks.ptr).max(initial=1))
-
-    def work(first: int, last: int) -> tuple[Array, ...]:
-        counts, terms, entries, in_blocks, codes = build_kernels.summarize_lists(
-            first, last, blocks.ptr, blocks.start, blocks.rows, *forward, vocabulary_size, options.summary_energy,
-            blocks.minimum, blocks.step,
-        )  # fmt: skip
-        return (
-            counts,
-            narrow(terms, vocabulary_size - 1),
-            entries,
-            narrow(in_blocks, most_blocks - 1),
-            codes,
-        )
-
-    parts = _in_parallel(work, tasks, workers, bar)
-    counts, terms, entries, in_blocks, codes = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    blocks.minimum.flags.writeable = blocks.step.flags.writeable = False
-    return Summaries(
-        frozen(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)),
-        frozen(terms),
-        frozen(np.concatenate([[0], np.cumsum(entries)]).astype(np.int64)),
-        frozen(in_blocks),
-        frozen(codes),
-    )

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, issparse
 
 from lsr.errors import InputError, LsrWarning, MismatchError
 from lsr.files import check_target, new_folder
 from lsr.index.build import build_segment
+from lsr.index.external import write_parts
 from lsr.index.hits import Hits
 from lsr.index.ids import Ids
 from lsr.index.options import (
@@ -63,7 +64,7 @@ class Index:
     @classmethod
     def build(
         cls,
-        vectors: csr_array,
+        vectors: "csr_array | Iterable[csr_array]",
         ids: Iterable[str] | None = None,
         path: str | os.PathLike[str] | None = None,
         *,
@@ -71,13 +72,15 @@ class Index:
         encoder: "Encoder | None" = None,
         sample: "QueryVectors | None" = None,
         threads: int | None = None,
+        max_memory: int | str | None = None,
         progress: bool = False,
         overwrite: bool = False,
     ) -> "Index":
         """Build an index over document vectors.
 
         Args:
-            vectors: float32 CSR of shape (n, vocabulary).
+            vectors: float32 CSR of shape (n, vocabulary), or an iterable of such, each some documents
+                more, so that they never are in memory together; this takes a ``path``.
             ids: n unique document ids; by default "0", "1", ….
             path: directory to save to; by default the index stays in memory.
             options: what to build; the arrays depend on these and the vectors alone.
@@ -85,6 +88,8 @@ class Index:
             sample: queries like those to come, on which the planner tries its settings; by default
                 they are made from documents.
             threads: threads of the build; by default one per core.
+            max_memory: bytes, or text like "4GB", that the build may take beside the vectors and ids it is
+                given: the arrays are then written to ``path`` part by part. The index is the same.
             progress: show a progress bar on stderr.
             overwrite: replace an index at ``path``.
 
@@ -93,6 +98,19 @@ class Index:
         """
         if path is not None:
             check_target(path, overwrite=overwrite)
+        if max_memory is not None or not (issparse(vectors) or isinstance(vectors, np.ndarray)):
+            if path is None:
+                raise InputError(
+                    "max_memory, and vectors that come in parts, need a path, where the index is written part by part: "
+                    "name one, or give the vectors as one scipy.sparse.csr_array without max_memory"
+                )
+            with new_folder(path, overwrite=overwrite) as folder:
+                manifest = write_parts(
+                    folder, [vectors] if issparse(vectors) else vectors, ids, options=options, encoder=encoder,
+                    sample=sample, threads=threads, max_memory=max_memory, progress=progress,
+                )  # fmt: skip
+                finish(folder, manifest)
+            return cls.open(path)
         index = cls._in_memory(vectors, ids, options or BuildOptions(), encoder, sample, threads, progress)
         if path is None:
             return index
@@ -184,7 +202,7 @@ class Index:
             query_cut: walk the blocks (``BuildOptions.seismic``) in the lists of this many of the query's
                 heaviest terms; default 10.
             heap_factor: skip a block whose summary scores below heap_factor times the k-th best score so
-                far, default 0.9: 0 skips nothing, 1 loses nothing if summaries are whole.
+                far, default 0.9: 0 skips nothing, 1 loses nothing if summaries are whole, above 1 is for speed.
             threads: threads over the queries, by default one per core; the result is the same.
 
         Returns:
@@ -204,7 +222,7 @@ class Index:
         reach = min(k, len(self))
         if candidates is not None or query_mass is not None:
             wanted = CANDIDATES_PER_HIT * reach if candidates is None else candidates
-            mass = QUERY_MASS if query_mass is None else query_mass
+            mass = QUERY_MASS if query_mass is None else float(query_mass)
             scores, rows, counts = self._searcher.pruned(vectors, reach, wanted, mass, threads)
         else:
             setting = self._setting(exact, recall, query_cut, heap_factor)
@@ -338,8 +356,8 @@ def check_search_options(
     for name, share in (("recall", recall), ("query_mass", query_mass)):
         if share is not None and not (_is_number(share) and 0 < share <= 1):
             raise InputError(f"{name} must be a number above 0 and at most 1: got {share!r}")
-    if heap_factor is not None and not (_is_number(heap_factor) and 0 <= heap_factor <= 1):
-        raise InputError(f"heap_factor must be a number from 0 (skip nothing) to 1: got {heap_factor!r}")
+    if heap_factor is not None and not (_is_number(heap_factor) and 0 <= heap_factor <= 2):
+        raise InputError(f"heap_factor must be a number from 0 (skip nothing) to 2: got {heap_factor!r}")
 
 
 def _is_number(value: object) -> bool:

@@ -169,7 +169,7 @@ SMALLEST = 2.0**-149  # above 0, of float32
 BUCKET = 4  # bits: bounds are counted in buckets of 16 units
 BUCKETS = 2 ** (15 - BUCKET)
 LINE = 32  # 16-bit elements in a cache line
-AHEAD = 2  # documents between asking for one and scoring it
+AHEAD = 4  # documents between asking for one and scoring it
 
 
 @kernel
@@ -298,19 +298,22 @@ def _collect(
         for w in range(begin, begin + BLOCK_WORDS):
             reached |= words[w] + distance
         if reached & HIGH_BITS:
-            for d in range(4 * begin, 4 * (begin + BLOCK_WORDS)):
-                bound = np.int64(accumulator[d])
-                if bound >= threshold:
-                    found_bounds[n_found] = bound
-                    found_rows[n_found] = first_row + d
-                    n_found += 1
-                    if bound >> BUCKET >= level:
-                        counts[bound >> BUCKET] += 1
-                        above += 1
-                        while above - counts[level] >= wanted:
-                            above -= counts[level]
-                            level += 1
-                        threshold = max(np.int64(1), (level << BUCKET) - slack)
+            for w in range(begin, begin + BLOCK_WORDS):
+                if (words[w] + distance) & HIGH_BITS == 0:
+                    continue
+                for d in range(4 * w, 4 * w + 4):
+                    bound = np.int64(accumulator[d])
+                    if bound >= threshold:
+                        found_bounds[n_found] = bound
+                        found_rows[n_found] = first_row + d
+                        n_found += 1
+                        if bound >> BUCKET >= level:
+                            counts[bound >> BUCKET] += 1
+                            above += 1
+                            while above - counts[level] >= wanted:
+                                above -= counts[level]
+                                level += 1
+                            threshold = max(np.int64(1), (level << BUCKET) - slack)
         for w in range(begin, begin + BLOCK_WORDS):
             words[w] = 0
     return level, above, n_found
@@ -457,119 +460,3 @@ def search_lists(
         _clear(query_terms, start, stop, dense_query, in_query)
         _sort_hits(hit_scores, hit_rows, base, n_hits)
         hit_counts[query] = n_hits
-
-
-@kernel
-def _heaviest_lists(query_terms, query_weights, start, stop, list_terms, cut, chosen):
-    """Write the lists of the ``cut`` heaviest query terms to ``chosen``, heaviest first; returns how many.
-
-    Selection goes over all of the query's terms, those without a list included.
-    """
-    n_chosen = 0
-    bound_weight = np.float32(np.inf)
-    bound = -1
-    for _ in range(min(cut, stop - start)):
-        best = -1
-        for q in range(start, stop):
-            weight = query_weights[q]
-            behind = weight < bound_weight or (weight == bound_weight and q > bound)
-            if behind and (best < 0 or weight > query_weights[best]):
-                best = q
-        bound_weight, bound = query_weights[best], best
-        listed = _find(list_terms, 0, len(list_terms), query_terms[best])
-        if listed >= 0:
-            chosen[n_chosen] = listed
-            n_chosen += 1
-    return n_chosen
-
-
-@kernel
-def _score_summaries(
-    listed, query_terms, query_weights, start, stop, block_ptr, block_minimum, block_step,
-    summary_ptr, summary_terms, entry_ptr, entry_blocks, entry_codes, scores,
-):  # fmt: skip
-    """Dot products of the query with the summaries of one list's blocks, to ``scores``."""
-    first = block_ptr[listed]
-    for b in range(block_ptr[listed + 1] - first):
-        scores[b] = 0
-    for q in range(start, stop):
-        at = _find(summary_terms, summary_ptr[listed], summary_ptr[listed + 1], query_terms[q])
-        if at >= 0:
-            weight = query_weights[q]
-            for e in range(entry_ptr[at], entry_ptr[at + 1]):
-                block = np.intp(entry_blocks[e])
-                value = block_minimum[first + block] + block_step[first + block] * np.float32(entry_codes[e])
-                scores[block] += weight * value
-
-
-@kernel
-def _score_block(
-    begin, end, block_rows, forward_ptr, forward_terms, forward_weights, dense_query, in_query, places,
-    visited, epoch, k, hit_scores, hit_rows, base, size,
-):  # fmt: skip
-    """Score a block's unseen documents exactly and offer them; returns the heap's size."""
-    for p in range(begin, end):
-        row = np.intp(block_rows[p])
-        if visited[row] == epoch:
-            continue
-        visited[row] = epoch
-        score = _score(row, forward_ptr, forward_terms, forward_weights, dense_query, in_query, places)
-        if score > 0:
-            size = _offer(hit_scores, hit_rows, base, size, k, score, row)
-    return size
-
-
-@kernel
-def search_seismic(
-    query_ptr, query_terms, query_weights, first, last, list_terms,
-    forward_ptr, forward_terms, forward_weights,
-    block_ptr, block_start, block_rows, block_minimum, block_step,
-    summary_ptr, summary_terms, entry_ptr, entry_blocks, entry_codes,
-    dense_query, in_query, places, visited, epoch, block_scores, block_order, chosen,
-    query_cut, heap_factor, k, hit_scores, hit_rows, hit_counts,
-):  # fmt: skip
-    """Approximate top k of queries ``first`` to ``last`` (Seismic, arXiv 2404.18812, algorithm 2).
-
-    Args:
-        query_ptr, …, list_terms: as in `search_lists`.
-        forward_ptr, forward_terms, forward_weights: the documents as CSR.
-        block_ptr: blocks of each list (lists + 1); block_start: rows of each block (blocks + 1).
-        block_rows: rows of the documents, block by block.
-        block_minimum, block_step: decode a summary's 8-bit codes: minimum + step * code.
-        summary_ptr: summary terms of each list; entry_ptr: entries of each summary term;
-            entry_blocks: block number within the list; entry_codes: 8-bit weight.
-        dense_query, in_query, places: scratch, as in `search_lists`.
-        visited: scratch, int64 (documents,), holding no number above ``epoch``; afterwards none above
-            epoch + last - first.
-        block_scores, block_order: scratch for the longest list's blocks. chosen: for query_cut lists.
-        query_cut: lists walked. heap_factor: a block is skipped once the heap is full and its
-            summary scores below heap_factor times the heap's minimum.
-    """
-    for query in range(first, last):
-        start, stop = query_ptr[query], query_ptr[query + 1]
-        base = query * k
-        size = 0
-        _spread(query_terms, query_weights, start, stop, dense_query, in_query)
-        n_chosen = _heaviest_lists(query_terms, query_weights, start, stop, list_terms, query_cut, chosen)
-        for i in range(n_chosen):
-            listed = chosen[i]
-            n_blocks = block_ptr[listed + 1] - block_ptr[listed]
-            _score_summaries(
-                listed, query_terms, query_weights, start, stop, block_ptr, block_minimum, block_step,
-                summary_ptr, summary_terms, entry_ptr, entry_blocks, entry_codes, block_scores,
-            )  # fmt: skip
-            if i == 0:
-                _sort_descending(block_scores, block_order, n_blocks)
-            for b in range(n_blocks):
-                block = block_order[b] if i == 0 else b
-                if size == k and block_scores[block] < heap_factor * hit_scores[base]:
-                    continue
-                at = block_ptr[listed] + block
-                size = _score_block(
-                    block_start[at], block_start[at + 1], block_rows, forward_ptr, forward_terms, forward_weights,
-                    dense_query, in_query, places, visited, epoch + query - first + 1,
-                    k, hit_scores, hit_rows, base, size,
-                )  # fmt: skip
-        _clear(query_terms, start, stop, dense_query, in_query)
-        _sort_hits(hit_scores, hit_rows, base, size)
-        hit_counts[query] = size

@@ -53,8 +53,11 @@ class BuildOptions:
         seismic: whether blocks are built, which search by ``query_cut`` and ``heap_factor`` walks.
         n_postings: postings kept, as a mean per used term; the largest of the whole index stay.
             None keeps all.
+        posting_share: share of the index's postings kept, where that is fewer (but 100 as a mean always stay).
         max_fraction: no list keeps more than ``n_postings * max_fraction`` postings.
         centroid_fraction: blocks aimed at per list, as a share of its postings.
+        max_blocks: blocks of a list, at most: with up to 256, a byte names each.
+        min_list_size: a shorter list is one block without a summary, whose documents are all scored.
         min_block_size: smaller clusters are dissolved into their neighbours.
         centroid_terms: heaviest terms of a document that choose its block.
         summary_energy: share of a summary's L1 mass that is kept, 0 to 1; 1 keeps all.
@@ -66,18 +69,24 @@ class BuildOptions:
     plan_queries: int = 200
     seismic: bool = False
     n_postings: int | None = 3000
+    posting_share: float = 0.3
     max_fraction: float = 6.0
-    centroid_fraction: float = 0.05
-    min_block_size: int = 3
+    centroid_fraction: float = 0.01
+    max_blocks: int = 256
+    min_list_size: int = 300
+    min_block_size: int = 10
     centroid_terms: int = 15
-    summary_energy: float = 0.4
+    summary_energy: float = 0.55
     seed: int = 0
 
     def __post_init__(self) -> None:
         rules = {
             "n_postings": (self.n_postings is None or is_count(self.n_postings), "an integer of at least 1, or None"),
+            "posting_share": (_between(self.posting_share, 1), "above 0 and at most 1"),
             "max_fraction": (_between(self.max_fraction, 2.0**30), "above 0 and at most 2^30"),
             "centroid_fraction": (_between(self.centroid_fraction, 1), "above 0 and at most 1"),
+            "max_blocks": (is_count(self.max_blocks), "an integer of at least 1"),
+            "min_list_size": (is_count(self.min_list_size), "an integer of at least 1"),
             "min_block_size": (is_count(self.min_block_size), "an integer of at least 1"),
             "centroid_terms": (is_count(self.centroid_terms), "an integer of at least 1"),
             "summary_energy": (_between(self.summary_energy, 1), "above 0 and at most 1"),

@@ -28,8 +28,8 @@ QUERY_TERMS = 24
 
 QUERY_MASSES = (0.5, 0.6, 0.7, 0.8, 0.9)
 CANDIDATES_PER_HIT = (2, 5, 10, 20)
-QUERY_CUTS = (3, 5, 10, 20)
-HEAP_FACTORS = (0.8, 0.9, 1.0)
+QUERY_CUTS = (4, 6, 10)
+HEAP_FACTORS = (0.9, 1.1, 1.35)
 ROUNDS = 2
 
 
@@ -84,7 +84,12 @@ class Plan:
     settings: tuple[Setting, ...] = field(default=(EXACT,))
 
     def choose(self, recall: float) -> Setting:
-        """The cheapest setting that reached the recall, by at least its standard error; else exact search."""
+        """The cheapest setting that reached the recall, by at least its standard error; else exact search.
+
+        Exact search too for a recall of 1: having missed nothing on a sample does not promise it.
+        """
+        if recall >= 1:
+            return self.settings[0]
         good = [setting for setting in self.settings[1:] if setting.recall - setting.error >= recall]
         return min([self.settings[0], *good], key=lambda setting: setting.microseconds)
 
@@ -92,7 +97,10 @@ class Plan:
         """Why `choose` takes what it takes, for people to read."""
         chosen = self.choose(recall)
         if self.n_queries == 0:
-            return f"exact: nothing was tried, since below {SMALL:,} documents exact search is fast enough"
+            return (
+                f"exact: nothing was tried, since below {SMALL:,} documents exact search is fast enough and with "
+                "plan_queries=0 no plan is wanted; give sample queries to the build to have one"
+            )
         source = "given" if self.sample == "given" else "made from the index's own documents"
         lines = [f"recall {recall:g} wanted; tried on {self.n_queries} queries {source}, {K} hits, one thread:"]
         for setting in sorted(self.settings, key=lambda setting: setting.microseconds):
@@ -128,13 +136,12 @@ def fit_plan(
 
     Args:
         searcher: of the index.
-        queries: the sample; None to make ``n_queries`` from documents.
+        queries: the sample; None to make ``n_queries`` from documents, unless there are few.
         n_queries: 0 for no plan.
         seed: of the choice of documents.
         progress: show a progress bar on stderr.
     """
-    n_documents = searcher.segment.n_documents
-    if n_documents < SMALL or (queries is None and n_queries == 0):
+    if queries is None and (n_queries == 0 or searcher.segment.n_documents < SMALL):
         return Plan()
     sample = "documents" if queries is None else "given"
     if queries is None:

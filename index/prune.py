@@ -5,9 +5,16 @@ from numpy.typing import NDArray
 
 from lsr.index.invert import Inverted
 
+#: As a mean per list, so many postings stay whatever their share: short lists are cheap.
+LEAST_POSTINGS = 100
 
-def prune(lists: Inverted, n_postings: int | None, max_fraction: float) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+
+def prune(
+    lists: Inverted, n_postings: int | None, max_fraction: float, posting_share: float = 1.0
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Keep the ``n_postings · number of lists`` largest postings of the whole index, capped per list.
+
+    Fewer where ``posting_share`` of all postings are fewer, but not below `LEAST_POSTINGS` as a mean.
 
     Equal weights are kept in the order of list, then row. No list keeps more than ``n_postings ·
     max_fraction`` of them, its largest.
@@ -17,7 +24,8 @@ def prune(lists: Inverted, n_postings: int | None, max_fraction: float) -> tuple
     """
     if n_postings is None:
         return lists.ptr, lists.rows
-    kept = _largest(lists.weights, n_postings * len(lists.terms))
+    wanted = max(int(posting_share * len(lists.weights)), LEAST_POSTINGS * len(lists.terms))
+    kept = _largest(lists.weights, min(wanted, n_postings * len(lists.terms)))
     cap = max(1, int(n_postings * max_fraction))
     counts = np.add.reduceat(kept, lists.ptr[:-1], dtype=np.int64) if len(kept) else np.zeros(0, np.int64)
     for listed in np.flatnonzero(counts > cap):

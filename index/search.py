@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from lsr.index import kernels
+from lsr.index import kernels, seismic_kernels
 from lsr.index.segment import WINDOW, Array, Segment
 
 #: Above this, 16-bit accumulators would be too coarse: every document is scored instead.
@@ -28,7 +28,6 @@ class _Scratch:
     """What a kernel call needs for itself; kept between calls, allocated when first needed."""
 
     arrays: dict[str, Array] = field(default_factory=dict)
-    epoch: int = 0
     _lists: tuple[Array, ...] | None = None
     _longest: int = 1
     _most: int = 1
@@ -74,6 +73,7 @@ class Searcher:
         self._forward = segment.forward._replace(
             weights=weights.view(np.uint16) if weights.dtype == np.float16 else weights
         )
+        self._most_blocks = 0 if segment.blocks is None else int(np.diff(segment.blocks.ptr).max(initial=0))
         self._free: list[_Scratch] = []
         self._lock = threading.Lock()
 
@@ -115,25 +115,27 @@ class Searcher:
         if segment.blocks is None or segment.summaries is None:
             raise AssertionError("the caller checks that blocks were built")
         blocks, summaries = segment.blocks, segment.summaries
-        most_blocks = int(np.diff(blocks.ptr).max(initial=0))
         longest = _longest(queries)
         cut = min(query_cut, longest)
+        most_blocks = cut * self._most_blocks
 
         def work(
             first: int, last: int, scratch: _Scratch, arguments: tuple[Array, ...], k: int, results: Found
         ) -> None:
-            kernels.search_seismic(
+            seismic_kernels.search_seismic(
                 *arguments, first, last, segment.lists.terms, *self._forward, *blocks, *summaries,
                 scratch.zeros("dense_query", segment.vocabulary_size, np.float32),
                 scratch.zeros("in_query", segment.vocabulary_size, np.uint8),
                 scratch.zeros("places", segment.vocabulary_size + 1, np.uint32),
-                scratch.zeros("visited", segment.n_documents, np.int64), scratch.epoch,
+                scratch.zeros("visited", segment.n_documents, np.uint8),
+                scratch.zeros("seen", segment.n_documents + 1, np.int64),
                 scratch.zeros("block_scores", most_blocks, np.float32),
-                scratch.zeros("block_order", most_blocks, np.int64),
+                scratch.zeros("blocks", most_blocks, np.int64),
+                scratch.zeros("block_order", 2 * most_blocks, np.int64),
+                scratch.zeros("block_counts", seismic_kernels.STEPS + 1, np.int64),
                 scratch.zeros("chosen", max(cut, 1), np.int64),
                 cut, np.float32(heap_factor), k, *results,
             )  # fmt: skip
-            scratch.epoch += last - first
 
         return self._run(work, queries, k, threads)
 

@@ -31,6 +31,9 @@ SHORT = 16
 #: Dense lists are padded to a multiple of this many documents, which search looks at together.
 GROUP = 64
 
+#: Terms of summaries between two whose first entry is stored.
+TERM_GROUP = 8
+
 #: Kinds of lists, as in ``Lists.kind``.
 SHORT_LIST, WINDOWED_LIST, DENSE_LIST = 0, 1, 2
 
@@ -77,15 +80,18 @@ class Blocks(NamedTuple):
 
 
 class Summaries(NamedTuple):
-    """Block summaries, transposed per list.
+    """Block summaries, transposed per list. A short list has none, and is one block.
 
-    ptr int64 (lists + 1) counts terms, terms uint16 or uint32, entry_ptr int64 (terms + 1), blocks
-    uint16 or uint32 (number within the list), codes uint8.
+    ptr int64 (lists + 1) counts terms. Per term: terms uint16 or uint32, further, its number of entries less 1.
+    begin uint32 or int64: the first entry of every `TERM_GROUP`-th term, and at last the number of entries.
+    Per entry: blocks, its number within the list, and codes uint8. further and blocks have as few bits as
+    the number of blocks of the longest list allows: uint8, uint16 or uint32.
     """
 
     ptr: Array
     terms: Array
-    entry_ptr: Array
+    further: Array
+    begin: Array
     blocks: Array
     codes: Array
 
@@ -175,9 +181,9 @@ def check_segment(segment: Segment) -> None:
             "blocks": len(blocks.minimum) == len(blocks.step) == blocks.ptr[-1],
             "blocks.rows": len(blocks.rows) == blocks.start[-1],
             "summaries.ptr": len(summaries.ptr) == len(lists.terms) + 1,
-            "summaries.terms": len(summaries.terms) == summaries.ptr[-1],
-            "summaries.entry_ptr": len(summaries.entry_ptr) == len(summaries.terms) + 1,
-            "summaries": len(summaries.blocks) == len(summaries.codes) == summaries.entry_ptr[-1],
+            "summaries.begin": len(summaries.begin) == -(-len(summaries.terms) // TERM_GROUP) + 1,
+            "summaries.terms": len(summaries.terms) == len(summaries.further) == summaries.ptr[-1],
+            "summaries": len(summaries.blocks) == len(summaries.codes) == summaries.begin[-1],
         }
     wrong = [name for name, holds in rules.items() if not holds]
     if wrong:

@@ -77,7 +77,7 @@ def search_options(command: argparse.ArgumentParser) -> None:
     group.add_argument("--query-mass", type=float, metavar="F", help="by lists: share of the query that is walked")
     group.add_argument("--query-cut", type=int, metavar="N", help="by blocks: query terms whose lists are walked")
     group.add_argument(
-        "--heap-factor", type=float, metavar="F", help="by blocks: how soon one is skipped, 0 (never) to 1"
+        "--heap-factor", type=float, metavar="F", help="by blocks: how soon one is skipped, 0 (never) to 2"
     )
 
 
@@ -135,6 +135,7 @@ def build_retriever(corpus: Any, options: argparse.Namespace, path: str | None =
         options=make(**changes),
         vectors=options.vectors,
         threads=options.threads,
+        max_memory=options.max_memory,
         progress=True,
         overwrite=getattr(options, "overwrite", False),
     )

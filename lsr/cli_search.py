@@ -43,6 +43,7 @@ def add_commands(commands: Any) -> None:
     )
     model_options(index)
     build_options(index)
+    index.add_argument("--max-memory", metavar="SIZE", help="build in so much memory, as 4GB or 500MB")
     index.add_argument("--out", required=True, metavar="DIR", help="directory of the index")
     index.add_argument("--overwrite", action="store_true", help="replace DIR if it exists")
     index.set_defaults(resumes=lambda options: options.model != "bm25" or options.vectors)
@@ -87,12 +88,12 @@ def _encode(options: argparse.Namespace) -> None:
 
 def _index(options: argparse.Namespace) -> None:
     from lsr.files import check_target
+    from lsr.index.sizes import describe
 
     check_target(options.out, overwrite=options.overwrite)
     corpus = lsr.read_corpus(options.corpus, skip_repeats=options.skip_repeats)
     retriever = build_retriever(corpus, options, path=options.out)
-    sizes = "  ".join(f"{part} {size / 1e6:.1f} MB" for part, size in retriever.index.sizes().items())
-    print(f"{retriever.index!r} in {options.out}\n{sizes}")
+    print(f"{retriever.index!r} in {options.out}\n{describe(retriever.index.sizes())}")
 
 
 def _search(options: argparse.Namespace) -> None:

@@ -60,11 +60,33 @@ def encode_corpus(
     Raises:
         InputError: the folder holds another encoder's vectors, or something else.
     """
-    documents = read_corpus(corpus)
-    store = None if folder is None else _ShardFolder(Path(folder), encoder, documents.name)
     parts: list[csr_array] = []
     ids: list[str] = []
     truncated = 0
+    for shard, encoded in encode_shards(corpus, encoder, folder, progress=progress):
+        parts.append(encoded.vectors)
+        ids += [document.id for document in shard]
+        if keep:
+            keep(shard)
+        truncated += encoded.truncated
+    vectors = vstack(parts, format="csr")
+    warn_about(Encoded(vectors, truncated), encoder.documents, "document")
+    return EncodedCorpus(SparseVectors(vectors, encoder=encoder.fingerprint), ids, truncated)
+
+
+def encode_shards(
+    corpus: CorpusSource,
+    encoder: Encoder,
+    folder: str | os.PathLike[str] | None = None,
+    *,
+    progress: bool = False,
+) -> Iterator[tuple[list[Document], Encoded]]:
+    """Encode as `encode_corpus`, but yield shard after shard (documents, their vectors), for a corpus whose
+    vectors do not fit into memory. Nothing is said of texts that were cut or are empty.
+    """
+    documents = read_corpus(corpus)
+    store = None if folder is None else _ShardFolder(Path(folder), encoder, documents.name)
+    shards = n_documents = truncated = 0
     with tqdm(desc="encoding documents", unit=" docs", disable=not progress or None) as bar:
         for number, shard in enumerate(_shards(documents)):
             encoded = store.read(number, shard) if store else None
@@ -74,16 +96,12 @@ def encode_corpus(
                     store.write(number, shard, encoded)
             else:
                 bar.update(len(shard))
-            parts.append(encoded.vectors)
-            ids += [document.id for document in shard]
-            if keep:
-                keep(shard)
+            shards += 1
+            n_documents += len(shard)
             truncated += encoded.truncated
+            yield shard, encoded
     if store:
-        store.finish(len(parts), len(ids), truncated)
-    vectors = vstack(parts, format="csr")
-    warn_about(Encoded(vectors, truncated), encoder.documents, "document")
-    return EncodedCorpus(SparseVectors(vectors, encoder=encoder.fingerprint), ids, truncated)
+        store.finish(shards, n_documents, truncated)
 
 
 def read_vectors(folder: str | os.PathLike[str]) -> EncodedCorpus:

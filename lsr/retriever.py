@@ -2,23 +2,28 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from scipy.sparse import csr_array
+
 from lsr.bm25 import Bm25
 from lsr.corpus import CorpusSource, read_corpus
-from lsr.encoder import ENCODER_FILE, Encoder, TextEncoder, encode_queries
-from lsr.encoding import encode_corpus
+from lsr.encoder import ENCODER_FILE, Encoded, Encoder, TextEncoder, encode_queries, warn_about
+from lsr.encoding import encode_corpus, encode_shards
 from lsr.errors import InputError, LsrError, MismatchError
 from lsr.files import check_target, new_folder
+from lsr.index.external import StringsWriter, write_parts
 from lsr.index.hits import Hits
 from lsr.index.ids import StringTable
 from lsr.index.index import Index
 from lsr.index.options import BuildOptions, check_threads
-from lsr.index.storage import finish, open_array, read_manifest, save_strings
+from lsr.index.sizes import bytes_of
+from lsr.index.storage import Manifest, finish, open_array, read_manifest, save_strings
 from lsr.pretrained import load_encoder, load_side, read_encoder_file
 from lsr.records import Document, Query
 from lsr.run import Run
@@ -72,6 +77,7 @@ class Retriever:
         options: BuildOptions | None = None,
         vectors: str | os.PathLike[str] | None = None,
         threads: int | None = None,
+        max_memory: int | str | None = None,
         progress: bool = False,
         overwrite: bool = False,
     ) -> "Retriever":
@@ -87,6 +93,8 @@ class Retriever:
                 are by default kept beside it until the index is complete, so that an interrupted
                 build resumes.
             threads: threads of the index build.
+            max_memory: as in `Index.build`: with it, vectors and texts go to ``path`` shard by shard; what
+                stays in memory is the encoder, a shard, and the ids.
             progress: show progress bars on stderr.
             overwrite: replace an index at ``path``.
 
@@ -96,6 +104,10 @@ class Retriever:
         if not isinstance(encoder, Encoder | Bm25):
             raise InputError(f"the encoder is {encoder!r}: give lsr.Bm25() or what lsr.load_encoder returns")
         check_threads(threads)
+        if max_memory is not None:
+            bytes_of(max_memory)
+            if path is None:
+                raise InputError("max_memory needs a path: the index is written there part by part")
         if path is not None:
             check_target(path, overwrite=overwrite)
             if vectors is not None and Path(vectors).resolve().is_relative_to(Path(path).resolve()):
@@ -106,6 +118,17 @@ class Retriever:
         temporary = None
         if path is not None and vectors is None and not encoder.documents.light:
             temporary = vectors = Path(path).with_name(f".{Path(path).name}.vectors")
+        if max_memory is not None and path is not None:
+            with new_folder(path, overwrite=overwrite) as folder:
+                shards = encode_shards(documents, encoder, vectors, progress=progress)
+                manifest = _write_parts(
+                    folder, shards, encoder, options=options, threads=threads, max_memory=max_memory, progress=progress
+                )
+                _save_encoder(folder, encoder)
+                finish(folder, manifest)
+            if temporary is not None:
+                shutil.rmtree(temporary)
+            return cls.open(path, encoder)
         titles: list[str] = []
         texts: list[str] = []
 
@@ -132,9 +155,7 @@ class Retriever:
             (folder / DOCUMENTS_FOLDER).mkdir()
             save_strings(folder / DOCUMENTS_FOLDER, "titles", self._titles)
             save_strings(folder / DOCUMENTS_FOLDER, "texts", self._texts)
-            (folder / ENCODER_FOLDER).mkdir()
-            if encoder.queries.light or encoder.source is None:
-                encoder.save_files(folder / ENCODER_FOLDER, queries_only=True)
+            _save_encoder(folder, encoder)
             finish(folder, self.index.manifest)
 
     @classmethod
@@ -218,6 +239,41 @@ class Retriever:
             Hit(doc_id, score, self._texts[row], self._titles[row])
             for row, (doc_id, score) in zip(rows, hits[query], strict=True)
         ]
+
+
+def _save_encoder(folder: Path, encoder: Encoder) -> None:
+    (folder / ENCODER_FOLDER).mkdir()
+    if encoder.queries.light or encoder.source is None:
+        encoder.save_files(folder / ENCODER_FOLDER, queries_only=True)
+
+
+def _write_parts(
+    folder: Path, shards: Iterator[tuple[list[Document], Encoded]], encoder: Encoder, **options: Any
+) -> Manifest:
+    """Write titles, texts and the index as the shards come; ``options`` are those of `write_parts`."""
+    place = folder / DOCUMENTS_FOLDER
+    place.mkdir()
+    ids: list[str] = []
+    lengths: list[int] = []
+    truncated = 0
+    with StringsWriter(place, "titles") as titles, StringsWriter(place, "texts") as texts:
+
+        def chunks() -> Iterator[csr_array]:
+            nonlocal truncated
+            for documents, encoded in shards:
+                titles.append(document.title for document in documents)
+                texts.append(document.text for document in documents)
+                ids.extend(document.id for document in documents)
+                lengths.extend(np.diff(encoded.vectors.indptr).tolist())
+                truncated += encoded.truncated
+                yield encoded.vectors
+
+        manifest = write_parts(folder, chunks(), ids, encoder=encoder, **options)
+    ptr = np.concatenate([[0], np.cumsum(lengths)])
+    nothing = csr_array((len(lengths), encoder.vocabulary_size), dtype=np.float32)
+    nothing.indptr = ptr  # all that the warnings look at
+    warn_about(Encoded(nothing, truncated), encoder.documents, "document")
+    return manifest
 
 
 def _open_strings(folder: Path, name: str) -> StringTable:

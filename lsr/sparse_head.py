@@ -285,7 +285,7 @@ def _added_gradients(
     texts, terms = grad.nonzero(as_tuple=True)
     values, tokens = grad[texts, terms][:, None], winners[texts, terms]
     step = max(1, ADDED // states.shape[1])
-    for value, token, term in zip(values.split(step), tokens.split(step), terms.split(step), strict=True):
+    for value, token, term in zip(*(torch.split(part, step) for part in (values, tokens, terms)), strict=True):
         if of_states is not None:
             of_states.index_add_(0, token, value * weight[term].to(grad.dtype))
         if of_weight is not None:

@@ -98,7 +98,9 @@ def document_head(document: np.ndarray, width: int) -> list[int]:
     return sorted(np.flatnonzero(document).tolist(), key=lambda term: (-document[term], term))[:width]
 
 
-def pruned_lists(documents: np.ndarray, n_postings: int | None, max_fraction: float) -> dict[int, list[int]]:
+def pruned_lists(
+    documents: np.ndarray, n_postings: int | None, max_fraction: float, share: float = 1.0, least: int = 100
+) -> dict[int, list[int]]:
     """Term → rows kept."""
     used = np.flatnonzero(documents.any(axis=0)).tolist()
     postings = [(term, row) for term in used for row in np.flatnonzero(documents[:, term]).tolist()]
@@ -106,7 +108,8 @@ def pruned_lists(documents: np.ndarray, n_postings: int | None, max_fraction: fl
         kept = postings
     else:
         ranked = sorted(postings, key=lambda posting: (-documents[posting[1], posting[0]], *posting))
-        kept = sorted(ranked[: n_postings * len(used)])
+        wanted = max(int(share * len(postings)), least * len(used))
+        kept = sorted(ranked[: min(wanted, n_postings * len(used))])
     lists = {term: [row for t, row in kept if t == term] for term in used}
     if n_postings is None:
         return lists
@@ -118,36 +121,44 @@ def pruned_lists(documents: np.ndarray, n_postings: int | None, max_fraction: fl
 
 
 def summary(documents: np.ndarray, rows: list[int], energy: float) -> dict[int, np.float32]:
-    """Coordinate-wise maximum, the fewest heaviest coordinates that reach the share of its mass."""
+    """Coordinate-wise maximum, the fewest heaviest coordinates that reach the share of its mass.
+
+    Weights that agree in sign, exponent and 4 bits of mantissa stay or go together.
+    """
     maximum = documents[rows].max(axis=0)
-    terms = np.flatnonzero(maximum).tolist()
-    if energy >= 1:
-        return {term: maximum[term] for term in terms}
-    total = sum(float(maximum[term]) for term in terms)
-    kept: list[int] = []
-    reached = 0.0
-    for term in sorted(terms, key=lambda term: (-maximum[term], term)):
-        if reached >= energy * total:
+    # as met, document by document: the order in which masses are added up
+    terms = list(dict.fromkeys(term for row in rows for term in np.flatnonzero(documents[row]).tolist()))
+    bits = {term: int(maximum[term].view(np.int32)) >> 19 for term in terms}
+    masses: dict[int, float] = {}
+    total = 0.0
+    for term in terms:
+        masses[bits[term]] = masses.get(bits[term], 0.0) + float(maximum[term])
+        total += float(maximum[term])
+    reached, least = 0.0, 0
+    for bucket in sorted(masses, reverse=True):
+        if energy < 1 and reached >= energy * total:
             break
-        kept.append(term)
-        reached += float(maximum[term])
-    return {term: maximum[term] for term in sorted(kept)}
+        reached += masses[bucket]
+        least = bucket
+    return {term: maximum[term] for term in sorted(terms) if bits[term] >= least}
 
 
 class Block(NamedTuple):
     rows: list[int]
-    summary: dict[int, np.float32]
+    summary: dict[int, np.float32]  # empty where its list is too short for one
 
 
 def decoded_blocks(segment) -> dict[int, list[Block]]:
     """Term → blocks, read out of a segment's arrays."""
     blocks, summaries, lists = segment.blocks, segment.summaries, segment.lists
     decoded: dict[int, list[Block]] = {}
+    ends = np.cumsum(summaries.further.astype(np.int64) + 1)
+    assert summaries.begin.tolist() == [0, *ends[7::8].tolist(), *(ends[-1:].tolist() if len(ends) % 8 else [])]
     for listed, term in enumerate(lists.terms.tolist()):
         first, last = blocks.ptr[listed], blocks.ptr[listed + 1]
         of_list = [Block(blocks.rows[blocks.start[b] : blocks.start[b + 1]].tolist(), {}) for b in range(first, last)]
         for s in range(summaries.ptr[listed], summaries.ptr[listed + 1]):
-            for e in range(summaries.entry_ptr[s], summaries.entry_ptr[s + 1]):
+            for e in range(ends[s] - int(summaries.further[s]) - 1, ends[s]):
                 number = int(summaries.blocks[e])
                 at = first + number
                 value = F32(blocks.minimum[at] + blocks.step[at] * F32(summaries.codes[e]))
@@ -164,24 +175,22 @@ def seismic_search(
     query_cut: int,
     heap_factor: float,
 ) -> Found:
-    """Algorithm 2 of the paper: a list of hits kept sorted in place of the heap."""
+    """Algorithm 2 of the paper, the blocks of all lists in the order of their scores, to 1,023 steps."""
     scores = scores_of(query, documents)
     terms = sorted(np.flatnonzero(query).tolist(), key=lambda term: (-query[term], term))[:query_cut]
     seen: set[int] = set()
-    first = True
-    for term in terms:
-        if term not in lists:
+    blocks = [block for term in terms for block in lists.get(term, [])]
+    bounds = [_summary_score(query, block) if block.summary else F32(np.inf) for block in blocks]
+    highest = max((bound for bound in bounds if bound < np.inf), default=F32(0))
+    with np.errstate(over="ignore"):
+        scale = F32(1023) / highest if highest > 0 else F32(0)
+    scale = scale if scale < np.inf else F32(0)
+    steps = [-1025 if bound == np.inf else -int(min(bound * scale, F32(1023))) for bound in bounds]
+    for b in sorted(range(len(blocks)), key=lambda b: (steps[b], b)):
+        found = best(scores, sorted(seen), k)
+        if len(found.rows) == k and bounds[b] < F32(heap_factor) * found.scores[-1]:
             continue
-        bounds = [_summary_score(query, block) for block in lists[term]]
-        order = list(range(len(bounds)))
-        if first:
-            order.sort(key=lambda b: (-bounds[b], b))
-        first = False
-        for b in order:
-            found = best(scores, sorted(seen), k)
-            if len(found.rows) == k and bounds[b] < F32(heap_factor) * found.scores[-1]:
-                continue
-            seen.update(lists[term][b].rows)
+        seen.update(blocks[b].rows)
     return best(scores, sorted(seen), k)
 
 

@@ -49,13 +49,18 @@ def small() -> lsr.Index:
     st.integers(1, 15),
     st.sampled_from([0.1, 0.5, 1.0]),
     st.integers(1, 4),
+    st.sampled_from([1, 3, 100]),
     st.sampled_from([0.0, 0.5, 1.0]),
     st.integers(0, 2),
 )
-def test_seismic_at_lossless_settings_equals_exact_search(collection, k, fraction, min_size, heap_factor, seed):
+def test_seismic_at_lossless_settings_equals_exact_search(
+    collection, k, fraction, min_size, min_list, heap_factor, seed
+):
     documents, queries = collection
     k = min(k, documents.shape[0])
-    options = lsr.BuildOptions.lossless(centroid_fraction=fraction, min_block_size=min_size, seed=seed)
+    options = lsr.BuildOptions.lossless(
+        centroid_fraction=fraction, min_block_size=min_size, min_list_size=min_list, seed=seed
+    )
     index = lsr.Index.build(documents, options=options)
     exact = index.search(queries, k, exact=True)
     seismic = index.search(queries, k, query_cut=1_000, heap_factor=heap_factor)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 from strategies import ANY, collections, sparse_matrices
 
-from lsr.index import build_kernels
+from lsr.index import block_kernels
 from lsr.index.build import build_segment
 from lsr.index.invert import invert
 from lsr.index.options import BuildOptions
@@ -28,6 +28,8 @@ BUILDS = st.builds(
     n_postings=st.sampled_from([None, 1, 2, 4]),
     max_fraction=st.sampled_from([0.5, 1.0, 6.0]),
     centroid_fraction=st.sampled_from([0.1, 0.3, 1.0]),
+    max_blocks=st.sampled_from([1, 3, 1_000]),
+    min_list_size=st.sampled_from([1, 2, 4]),
     min_block_size=st.integers(1, 4),
     centroid_terms=st.integers(1, 15),
     summary_energy=st.sampled_from([0.2, 0.5, 0.9, 1.0]),
@@ -205,19 +207,27 @@ def test_document_heads_are_the_heaviest_terms(documents, width):
     ptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     terms, weights = np.zeros(ptr[-1], np.int64), np.zeros(ptr[-1], np.float32)
     forward = (documents.indptr.astype(np.int64), documents.indices.astype(np.int64), documents.data)
-    build_kernels.document_heads(*forward, width, ptr, terms, weights)
+    block_kernels.document_heads(*forward, width, ptr, terms, weights)
     for row, document in enumerate(oracle.dense(documents)):
         head = terms[ptr[row] : ptr[row + 1]].tolist()
         assert head == oracle.document_head(document, width)
         assert weights[ptr[row] : ptr[row + 1]].tolist() == document[head].tolist()
 
 
-@given(sparse_matrices(), st.sampled_from([None, 1, 2, 3]), st.sampled_from([0.1, 0.5, 1.0, 6.0]))
-def test_pruning_keeps_the_largest_postings(documents, n_postings, max_fraction):
+@given(
+    sparse_matrices(),
+    st.sampled_from([None, 1, 2, 3]),
+    st.sampled_from([0.1, 0.5, 1.0, 6.0]),
+    st.sampled_from([0.2, 0.6, 1.0]),
+    st.sampled_from([1, 2, 100]),
+)
+def test_pruning_keeps_the_largest_postings(documents, n_postings, max_fraction, share, least):
     documents = check_vectors(documents)
     lists = invert(documents)
-    ptr, rows = prune(lists, n_postings, max_fraction)
-    expected = oracle.pruned_lists(oracle.dense(documents), n_postings, max_fraction)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lsr.index.prune.LEAST_POSTINGS", least)
+        ptr, rows = prune(lists, n_postings, max_fraction, share)
+    expected = oracle.pruned_lists(oracle.dense(documents), n_postings, max_fraction, share, least)
     assert lists.terms.tolist() == list(expected)
     assert [rows[ptr[i] : ptr[i + 1]].tolist() for i in range(len(ptr) - 1)] == list(expected.values())
 
@@ -230,6 +240,7 @@ def test_blocks_partition_each_pruned_list(documents, options):
     for term, blocks in oracle.decoded_blocks(segment).items():
         assert sorted(row for block in blocks for row in block.rows) == expected[term]
         assert all(block.rows == sorted(block.rows) and block.rows for block in blocks)
+        assert len(blocks) <= options.max_blocks
         small = [block for block in blocks if len(block.rows) < options.min_block_size]
         assert not small or len(blocks) == 1 or len(small) <= 1  # the largest cluster always stays
 
@@ -240,6 +251,10 @@ def test_summaries_hold_the_heaviest_coordinates_and_bound_them(documents, optio
     dense = oracle.dense(documents)
     for blocks in oracle.decoded_blocks(segment).values():
         for block in blocks:
+            if sum(len(other.rows) for other in blocks) < options.min_list_size:
+                assert not block.summary
+                assert len(blocks) == 1
+                continue
             expected = oracle.summary(dense, block.rows, options.summary_energy)
             assert sorted(block.summary) == sorted(expected)
             step = (max(expected.values()) - min(expected.values())) / np.float32(255)
@@ -251,7 +266,7 @@ def test_summaries_hold_the_heaviest_coordinates_and_bound_them(documents, optio
 def test_quantized_weights_are_never_below_the_weights(weights):
     weights = np.array(weights, dtype=np.float32)
     codes = np.zeros(len(weights), dtype=np.uint8)
-    low, step = build_kernels.quantize(weights, codes)
+    low, step = block_kernels.quantize(weights, codes)
     decoded = np.float32(low) + np.float32(step) * codes.astype(np.float32)
     assert (decoded >= weights).all()
     assert (decoded <= weights + 1.01 * np.float32(step) + 1e-6 * weights).all()
