@@ -9,6 +9,24 @@ import numpy as np
 
 from lsr.numba_support import half_to_float, kernel, prefetch
 
+MOST_WEIGHT = np.finfo(np.float32).max
+
+
+@kernel
+def keeps_contract(indptr, terms, weights, vocabulary_size):
+    """Whether CSR rows are as `lsr.vectors.check_vectors` returns them, without a zero: one look at each entry."""
+    if len(indptr) == 0 or indptr[0] != 0 or indptr[-1] != len(terms) or len(terms) != len(weights):
+        return False
+    for row in range(len(indptr) - 1):
+        if indptr[row + 1] < indptr[row] or indptr[row + 1] > len(terms):
+            return False
+        last = -1
+        for p in range(indptr[row], indptr[row + 1]):
+            if terms[p] <= last or terms[p] >= vocabulary_size or not (0 < weights[p] <= MOST_WEIGHT):
+                return False
+            last = terms[p]
+    return True
+
 
 @kernel
 def _better(score, row, other_score, other_row):

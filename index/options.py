@@ -66,7 +66,7 @@ class BuildOptions:
 
     weights: str = "auto"
     dense_share: float = 0.125
-    plan_queries: int = 200
+    plan_queries: int = 100
     seismic: bool = False
     n_postings: int | None = 3000
     posting_share: float = 0.3

@@ -162,7 +162,8 @@ class Searcher:
         if workers == 1:
             task(0, n)
         else:
-            bounds = np.linspace(0, n, workers + 1).astype(int).tolist()
+            parts = min(n, 4 * workers)  # smaller than a thread's share, so that none waits for the slowest
+            bounds = np.linspace(0, n, parts + 1).astype(int).tolist()
             with ThreadPoolExecutor(workers) as pool:
                 list(pool.map(task, bounds[:-1], bounds[1:]))
         return scores.reshape(n, k), rows.reshape(n, k), counts

@@ -68,8 +68,6 @@ def check_vectors(
             "terms: encode them with the encoder the index was built with"
         )
     indptr, terms, weights = vectors.indptr, vectors.indices, vectors.data
-    if vectors.shape[0] == 1 and isinstance(vectors, csr_array) and _is_clean_row(vectors):
-        return vectors
     whole = len(indptr) == vectors.shape[0] + 1 and indptr[0] == 0 and indptr[-1] == len(terms) == len(weights)
     if not whole or (len(indptr) > 2 and np.any(indptr[1:] < indptr[:-1])):
         raise InputError(f"{what} vectors have a broken indptr: rebuild the CSR array")
@@ -83,15 +81,6 @@ def check_vectors(
         clean = clean.copy()
         clean.eliminate_zeros()
     return clean
-
-
-def _is_clean_row(vector: csr_array) -> bool:
-    """Whether a single row holds the contract, with as few calls of NumPy as can be: queries come one by one."""
-    terms, weights, n = vector.indices, vector.data, len(vector.indices)
-    if n == 0 or len(weights) != n or weights.dtype != np.float32 or vector.indptr[0] != 0 or vector.indptr[1] != n:
-        return False
-    in_order = terms[0] >= 0 and terms[-1] < vector.shape[1] and (n == 1 or (terms[1:] > terms[:-1]).all())
-    return bool(in_order and weights.min() > 0 and weights.max() <= LARGEST)  # NaN fails
 
 
 def _as_float32(weights: NDArray[Any]) -> NDArray[np.float32]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 from strategies import ANY, collections, sparse_matrices
 
-from lsr.index import block_kernels
+from lsr.index import block_kernels, kernels
 from lsr.index.build import build_segment
 from lsr.index.invert import invert
 from lsr.index.options import BuildOptions
@@ -291,3 +291,24 @@ def test_build_does_not_depend_on_the_number_of_threads(documents, threads):
         for a, b in zip(family, many.families()[name], strict=True):
             assert a.dtype == b.dtype
             np.testing.assert_array_equal(a, b)
+
+
+@given(
+    sparse_matrices(), st.sampled_from(["nothing", "order", "range", "negative", "nan", "infinite", "zero", "indptr"])
+)
+def test_rows_that_keep_the_contract_are_told_from_others(documents, damage):
+    documents = check_vectors(documents).copy()
+    indptr, terms, weights = documents.indptr.copy(), documents.indices.copy(), documents.data.copy()
+    size = documents.shape[1]
+    assume(damage == "nothing" or len(terms) > 1)
+    if damage == "order":
+        long = np.flatnonzero(np.diff(indptr) > 1)
+        assume(len(long))
+        terms[indptr[long[0]] + 1] = terms[indptr[long[0]]]
+    elif damage == "range":
+        terms[-1] = size
+    elif damage == "indptr":
+        indptr[-1] += 1
+    elif damage != "nothing":
+        weights[0] = {"negative": -1, "nan": np.nan, "infinite": np.inf, "zero": 0}[damage]
+    assert kernels.keeps_contract(indptr, terms, weights, size) == (damage == "nothing")
