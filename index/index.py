@@ -275,6 +275,7 @@ class Index:
     def warmup(self) -> None:
         """Compile all search kernels now: the first search of a process else takes seconds longer."""
         nothing = csr_array((1, self.vocabulary_size), dtype=np.float32)
+        self._is_clean(nothing)
         self._searcher.exact(nothing, 1, 1)
         if self._segment.blocks is not None:
             self._searcher.seismic(nothing, 1, QUERY_CUT, HEAP_FACTOR, 1)
