@@ -61,7 +61,6 @@ class Index:
         self._ids = ids
         self._searcher = Searcher(segment)
         self.plan = Plan.from_dict(manifest.plan)
-        self._chosen: dict[float, Setting] = {}
 
     @classmethod
     def build(
@@ -250,10 +249,7 @@ class Index:
         if exact:
             return EXACT
         if query_cut is None and heap_factor is None:
-            wanted = RECALL if recall is None else float(recall)
-            if wanted not in self._chosen:
-                self._chosen[wanted] = self.plan.choose(wanted)
-            return self._chosen[wanted]
+            return self.plan.choose(RECALL if recall is None else float(recall))
         if self._segment.blocks is None:
             raise InputError(
                 "the index has no blocks for query_cut and heap_factor: build it with "

@@ -20,6 +20,7 @@ from lsr.index.segment import (
     Array,
     Forward,
     Lists,
+    bits_of,
     frozen,
     n_windows,
     padded,
@@ -71,12 +72,6 @@ class Layout(NamedTuple):
     kind: Array
     place: Array
     begin: Array
-
-
-def bits_of(forward: Forward) -> Forward:
-    """The documents as the kernels take them: Numba has no float16, and is given its bits."""
-    halves = forward.weights.dtype == np.float16
-    return forward._replace(weights=forward.weights.view(np.uint16)) if halves else forward
 
 
 def count(forward: Forward, vocabulary_size: int, n_ranges: int, over_threads: OverThreads) -> Counted:

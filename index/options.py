@@ -7,8 +7,7 @@ import numpy as np
 
 from lsr.errors import FormatError, InputError
 
-#: Defaults of search by blocks, and of search by the heads of the lists; docs/parameters.md has what
-#: they were measured to reach.
+#: Defaults of search by blocks, and of search by lists where their knobs are named (docs/parameters.md).
 QUERY_CUT = 10
 HEAP_FACTOR = 0.9
 CANDIDATES_PER_HIT = 5
@@ -40,7 +39,7 @@ def _between(value: object, most: float) -> bool:
 class BuildOptions:
     """Options of the build, saved with the index.
 
-    All but the first three and ``seismic`` are of Seismic's blocks (Bruch et al., SIGIR 2024, arXiv
+    All but the first four and ``seed`` are of Seismic's blocks (Bruch et al., SIGIR 2024, arXiv
     2404.18812).
 
     Attributes:
@@ -61,7 +60,7 @@ class BuildOptions:
         min_block_size: smaller clusters are dissolved into their neighbours.
         centroid_terms: heaviest terms of a document that choose its block.
         summary_energy: share of a summary's L1 mass that is kept, 0 to 1; 1 keeps all.
-        seed: of the random choice of centroids.
+        seed: of the random choice of centroids, and of the planner's documents.
     """
 
     weights: str = "auto"

@@ -81,16 +81,17 @@ class Plan:
     sample: str = "none"
     n_queries: int = 0
     settings: tuple[Setting, ...] = field(default=(EXACT,))
+    _chosen: dict[float, Setting] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def choose(self, recall: float) -> Setting:
         """The cheapest setting that reached the recall, by at least its standard error; else exact search.
 
         Exact search too for a recall of 1: having missed nothing on a sample does not promise it.
         """
-        if recall >= 1:
-            return self.settings[0]
-        good = [setting for setting in self.settings[1:] if setting.recall - setting.error >= recall]
-        return min([self.settings[0], *good], key=lambda setting: setting.microseconds)
+        if recall not in self._chosen:  # searches ask for the same few recalls again and again
+            good = [s for s in self.settings[1:] if recall < 1 and s.recall - s.error >= recall]
+            self._chosen[recall] = min([self.settings[0], *good], key=lambda setting: setting.microseconds)
+        return self._chosen[recall]
 
     def explain(self, recall: float) -> str:
         """Why `choose` takes what it takes, for people to read."""
@@ -110,7 +111,8 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """As the manifest keeps it."""
-        return {**asdict(self), "settings": [asdict(setting) for setting in self.settings]}
+        settings = [asdict(setting) for setting in self.settings]
+        return {"sample": self.sample, "n_queries": self.n_queries, "settings": settings}
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "Plan":

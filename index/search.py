@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from lsr.index import kernels, seismic_kernels
-from lsr.index.segment import WINDOW, Array, Segment
+from lsr.index.segment import WINDOW, Array, Segment, bits_of
 
 #: Above this, 16-bit accumulators would be too coarse: every document is scored instead.
 MOST_QUERY_TERMS = 8_000
@@ -69,10 +69,7 @@ class Searcher:
 
     def __init__(self, segment: Segment) -> None:
         self.segment = segment
-        weights = segment.forward.weights  # Numba has no float16: the kernels take its bits
-        self._forward = segment.forward._replace(
-            weights=weights.view(np.uint16) if weights.dtype == np.float16 else weights
-        )
+        self._forward = bits_of(segment.forward)
         self._most_blocks = 0 if segment.blocks is None else int(np.diff(segment.blocks.ptr).max(initial=0))
         self._free: list[_Scratch] = []
         self._lock = threading.Lock()

@@ -129,6 +129,12 @@ class Segment(NamedTuple):
         return self.forward.terms[start:stop].astype(np.int64), self.forward.weights[start:stop].astype(np.float32)
 
 
+def bits_of(forward: Forward) -> Forward:
+    """The documents as the kernels take them: Numba has no float16, and is given its bits."""
+    halves = forward.weights.dtype == np.float16
+    return forward._replace(weights=forward.weights.view(np.uint16)) if halves else forward
+
+
 def n_windows(n_documents: int) -> int:
     """Windows that the inverted lists of so many documents have."""
     return -(-n_documents // WINDOW)

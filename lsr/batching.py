@@ -1,6 +1,6 @@
 """Texts of similar length together, and their vectors back in order: shared by sides that run a transformer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,31 @@ def sparse_rows(pooled: NDArray[np.float32]) -> Iterator[Row]:
     for weights in pooled:
         terms = np.flatnonzero(weights).astype(np.int32)
         yield terms, weights[terms]
+
+
+def encode_batches(
+    token_ids: Sequence[NDArray[np.int32]],
+    batches: Iterable[Sequence[int]],
+    rows_of: Callable[[list[NDArray[np.int32]]], Iterable[Row]],
+    vocabulary_size: int,
+    advance: Callable[[int], object] | None,
+) -> csr_array:
+    """Encode batch by batch; texts that are in none get an empty vector.
+
+    Args:
+        token_ids: of all texts.
+        batches: positions of texts, from `batches_by_length`.
+        rows_of: makes the rows of a batch, given its token ids.
+        vocabulary_size: columns of the vectors.
+        advance: told how many texts were finished.
+    """
+    rows = [EMPTY_ROW] * len(token_ids)
+    for batch in batches:
+        for i, row in zip(batch, rows_of([token_ids[i] for i in batch]), strict=True):
+            rows[i] = row
+        if advance:
+            advance(len(batch))
+    return stack_rows(rows, vocabulary_size)
 
 
 def stack_rows(rows: Sequence[Row], vocabulary_size: int) -> csr_array:

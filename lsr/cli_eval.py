@@ -3,7 +3,6 @@
 import argparse
 import shlex
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from lsr.cli_options import (
     add_command,
     build_options,
     encoder_of,
-    flags,
+    index_options,
     json_option,
     model_options,
     search_arguments,
@@ -136,7 +135,7 @@ def _evaluate_models(options: argparse.Namespace, collections: list[Any]) -> Non
     from lsr.eval.harness import Harness, compare_models, comparison_table, table
 
     arguments = _checked_search(options, collections)
-    build = _index_options(options)
+    build = index_options(options)
     cache = _cache(options)
     encoders = {_label(model, options.model): _model_of(options, model) for model in options.model}
     if options.save_runs:
@@ -198,20 +197,6 @@ def _checked_search(options: argparse.Namespace, collections: list[Any]) -> dict
     if {"query_cut", "heap_factor"} & arguments.keys() and not (options.seismic or options.lossless):
         raise InputError("--query-cut and --heap-factor search the blocks of an index built with --seismic: add that")
     return arguments
-
-
-def _index_options(options: argparse.Namespace) -> Any:
-    """The index's options, as `build_retriever` reads them."""
-    named = {field.name: getattr(options, field.name, None) for field in fields(lsr.BuildOptions)}
-    changes = {name: value for name, value in named.items() if value not in (None, False)}
-    of_blocks = {"n_postings", "centroid_fraction", "summary_energy"} & changes.keys()
-    if of_blocks and not options.seismic and not options.lossless:
-        raise InputError(
-            f"{flags(sorted(of_blocks))} tune the blocks of an index built with --seismic: add that, or leave them out"
-        )
-    if options.lossless and {"n_postings", "summary_energy"} & of_blocks:
-        raise InputError("--lossless prunes nothing: leave --n-postings and --summary-energy out")
-    return lsr.BuildOptions.lossless(**changes) if options.lossless else lsr.BuildOptions(**changes)
 
 
 def _model_of(options: argparse.Namespace, spec: str) -> Any:

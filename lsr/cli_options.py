@@ -29,6 +29,13 @@ def add_command(commands: Any, name: str, run: Any, description: str, example: s
     return command
 
 
+def corpus_argument(command: argparse.ArgumentParser) -> None:
+    """The argument CORPUS, what `lsr.read_corpus` takes."""
+    command.add_argument(
+        "corpus", metavar="CORPUS", help="BEIR folder, .jsonl or .tsv file (plain or .gz), ir-datasets id"
+    )
+
+
 def model_options(command: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Options that name an encoder; see `encoder_of`."""
     command.add_argument(
@@ -51,7 +58,7 @@ def model_options(command: argparse.ArgumentParser, *, required: bool = True) ->
 
 
 def build_options(command: argparse.ArgumentParser) -> None:
-    """Options of building an index; see `build_retriever`."""
+    """Options of building an index; see `index_options`."""
     group = command.add_argument_group("index (docs/parameters.md)")
     group.add_argument(
         "--vectors",
@@ -112,8 +119,8 @@ def encoder_of(options: argparse.Namespace) -> "Encoder | Bm25":
     return encoder
 
 
-def build_retriever(corpus: Any, options: argparse.Namespace, path: str | None = None) -> Any:
-    """Encode and index a corpus as the options say."""
+def index_options(options: argparse.Namespace) -> "lsr.BuildOptions":
+    """What `build_options` asked for."""
     given = {name: getattr(options, name) for name in ("n_postings", "centroid_fraction", "summary_energy")}
     changes = {name: value for name, value in given.items() if value is not None}
     if changes and not options.seismic and not options.lossless:
@@ -127,12 +134,16 @@ def build_retriever(corpus: Any, options: argparse.Namespace, path: str | None =
         changes["seismic"] = True
     if options.lossless and {"n_postings", "summary_energy"} & changes.keys():
         raise InputError("--lossless prunes nothing: leave --n-postings and --summary-energy out")
-    make = lsr.BuildOptions.lossless if options.lossless else lsr.BuildOptions
+    return lsr.BuildOptions.lossless(**changes) if options.lossless else lsr.BuildOptions(**changes)
+
+
+def build_retriever(corpus: Any, options: argparse.Namespace, path: str | None = None) -> Any:
+    """Encode and index a corpus as the options say."""
     return lsr.Retriever.build(
         corpus,
         encoder_of(options),
         path,
-        options=make(**changes),
+        options=index_options(options),
         vectors=options.vectors,
         threads=options.threads,
         max_memory=options.max_memory,

@@ -9,6 +9,7 @@ from lsr.cli_options import (
     add_command,
     build_options,
     build_retriever,
+    corpus_argument,
     encoder_of,
     json_option,
     model_options,
@@ -25,22 +26,14 @@ def add_commands(commands: Any) -> None:
     encode = add_command(commands, "encode", _encode,
         "Encode a corpus to a folder of vectors; resumes where it stopped.",
         "lsr encode corpus.jsonl --model naver/splade-v3 --out vectors")  # fmt: skip
-    encode.add_argument(
-        "corpus",
-        metavar="CORPUS",
-        help="BEIR folder, .jsonl or .tsv file (plain or .gz), ir-datasets id",
-    )
+    corpus_argument(encode)
     model_options(encode)
     encode.add_argument("--out", required=True, metavar="DIR", help="folder for the vectors")
     encode.set_defaults(resumes=lambda options: True)
 
     index = add_command(commands, "index", _index, "Encode and index a corpus.",
         "lsr index corpus.jsonl --model bm25 --out my.index")  # fmt: skip
-    index.add_argument(
-        "corpus",
-        metavar="CORPUS",
-        help="BEIR folder, .jsonl or .tsv file (plain or .gz), ir-datasets id",
-    )
+    corpus_argument(index)
     model_options(index)
     build_options(index)
     index.add_argument("--max-memory", metavar="SIZE", help="build in so much memory, as 4GB or 500MB")
@@ -60,11 +53,7 @@ def add_commands(commands: Any) -> None:
 
     idf = add_command(commands, "idf", _idf, "Compute the IDF table of a corpus for inference-free queries.",
         "lsr idf corpus.jsonl --model naver/splade-v3 --out idf.json")  # fmt: skip
-    idf.add_argument(
-        "corpus",
-        metavar="CORPUS",
-        help="BEIR folder, .jsonl or .tsv file (plain or .gz), ir-datasets id",
-    )
+    corpus_argument(idf)
     model_options(idf)
     idf.add_argument("--out", required=True, metavar="FILE", help="the idf.json to write")
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from lsr.cli_options import add_command, encoder_of, json_option, model_options, write_json
+from lsr.cli_options import add_command, corpus_argument, encoder_of, json_option, model_options, write_json
 from lsr.corpus import read_corpus
 from lsr.errors import InputError, optional_import
 
@@ -23,7 +23,7 @@ def add_commands(commands: Any) -> None:
     expand = add_command(commands, "expand", _expand,
         "Write expansions of documents: the heaviest terms that a SPLADE model adds to them.",
         "lsr expand data/medquad --model naver/splade-v3 --terms 50 --out expansions.jsonl.gz")  # fmt: skip
-    expand.add_argument("corpus", metavar="CORPUS", help="BEIR folder, .jsonl or .tsv file, ir-datasets id")
+    corpus_argument(expand)
     model_options(expand)
     expand.add_argument("--terms", type=int, default=50, metavar="N", help="at most so many a document (default 50)")
     expand.add_argument("--out", required=True, metavar="FILE", help="the .jsonl or .jsonl.gz to write")

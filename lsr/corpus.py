@@ -5,7 +5,6 @@ with its file, line and reason.
 """
 
 import difflib
-import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from lsr.errors import FormatError, InputError, LsrWarning, optional_import
-from lsr.files import open_lines
+from lsr.files import json_lines, open_lines
 from lsr.records import Document, Query
 
 #: A path, an ir-datasets id, or an iterable of documents (or dicts, (id, text) pairs, plain texts).
@@ -186,13 +185,7 @@ def _read_records(path: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[str, str, str]]:
-    for number, line in open_lines(path):
-        if not line.strip():
-            continue
-        try:
-            fields = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise FormatError(f"{path}:{number}: not valid JSON: {error.msg} (column {error.colno})") from error
+    for number, fields in json_lines(path):
         record, reason = _parse_fields(fields)
         if record is None:
             raise FormatError(f"{path}:{number}: {reason}")

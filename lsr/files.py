@@ -2,13 +2,14 @@
 
 import gzip
 import hashlib
+import json
 import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from lsr.errors import FormatError, InputError
 
@@ -38,6 +39,23 @@ def open_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
             raise FormatError(f"{path}:{number}: the line is not UTF-8 ({error.reason})") from error
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise FormatError(f"{path}:{number + 1}: the gzip stream is damaged ({error})") from error
+
+
+def json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, Any]]:
+    """Yield (line number from 1, value) of a JSONL file, plain or .gz, empty lines left out.
+
+    Raises:
+        InputError: as `open_lines`.
+        FormatError: as `open_lines`, or a line is not JSON.
+    """
+    for number, line in open_lines(path):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise FormatError(f"{path}:{number}: not valid JSON: {error.msg} (column {error.colno})") from error
+        yield number, value
 
 
 def check_parent(path: Path) -> None:

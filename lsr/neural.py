@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lsr.backbone import Backbone, digest
-from lsr.batching import EMPTY_ROW, Row, batches_by_length, pad, sparse_rows, stack_rows
+from lsr.batching import Row, batches_by_length, encode_batches, pad, sparse_rows
 from lsr.encoder import DTYPES, Advance, Encoded, NeuralSide
 from lsr.errors import FormatError, InputError
 from lsr.heads import ClsMlmHead, EpicHead, MlmHead, MlpHead, SparseHead, TableHead
@@ -71,7 +71,6 @@ class NeuralEncoder(NeuralSide):
 
     def encode(self, texts: Sequence[str], advance: Advance | None = None) -> Encoded:
         tokens = self.tokenizer(texts)
-        rows = [EMPTY_ROW] * len(texts)
         batches = batches_by_length(
             [len(ids) for ids in tokens.ids],
             shortest=self.backbone.n_special + 1,  # special tokens alone say nothing: such a vector stays empty
@@ -79,13 +78,10 @@ class NeuralEncoder(NeuralSide):
             texts=max(1, POOLED_ELEMENTS // self.vocabulary_size),
         )
         with evaluating(self.module):
-            for batch in batches:
-                pooled = self._pool([tokens.ids[i] for i in batch])
-                for i, row in zip(batch, _rows_of(pooled), strict=True):
-                    rows[i] = row
-                if advance:
-                    advance(len(batch))
-        return Encoded(stack_rows(rows, self.vocabulary_size), tokens.truncated)
+            vectors = encode_batches(
+                tokens.ids, batches, lambda ids: _rows_of(self._pool(ids)), self.vocabulary_size, advance
+            )
+        return Encoded(vectors, tokens.truncated)
 
     @torch.inference_mode()
     def _pool(self, batch: list[NDArray[np.int32]]) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lsr.batching import EMPTY_ROW, batches_by_length, pad, sparse_rows, stack_rows
+from lsr.batching import batches_by_length, encode_batches, pad, sparse_rows
 from lsr.encoder import Advance, Encoded, TextEncoder
 from lsr.errors import FormatError, optional_import
 from lsr.tokenizer import ModelTokenizer
@@ -70,16 +70,12 @@ class OnnxEncoder(TextEncoder):
 
     def encode(self, texts: Sequence[str], advance: Advance | None = None) -> Encoded:
         tokens = self.tokenizer(texts)
-        rows = [EMPTY_ROW] * len(texts)
         lengths = [len(ids) for ids in tokens.ids]
         batches = batches_by_length(lengths, shortest=self._n_special + 1, tokens=BATCH_TOKENS, texts=BATCH_TOKENS)
-        for batch in batches:
-            pooled = self._pool([tokens.ids[i] for i in batch])
-            for i, row in zip(batch, sparse_rows(pooled), strict=True):
-                rows[i] = row
-            if advance:
-                advance(len(batch))
-        return Encoded(stack_rows(rows, self.vocabulary_size), tokens.truncated)
+        vectors = encode_batches(
+            tokens.ids, batches, lambda ids: sparse_rows(self._pool(ids)), self.vocabulary_size, advance
+        )
+        return Encoded(vectors, tokens.truncated)
 
     def _pool(self, batch: list[NDArray[np.int32]]) -> NDArray[np.float32]:
         ids, mask = pad(batch)

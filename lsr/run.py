@@ -19,6 +19,9 @@ from lsr.files import open_lines, replacing
 #: query id → document id → grade. A grade of 1 or more is relevant.
 Qrels: TypeAlias = dict[str, dict[str, int]]
 
+#: A line of a run file: (-score, rank, document id), which sort as they rank.
+RunRow: TypeAlias = tuple[float, int, str]
+
 
 class Ranking(NamedTuple):
     """One query's documents, best first: ids, and float32 scores of the same length."""
@@ -89,9 +92,25 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     Raises:
         FormatError: with file, line and reason.
     """
-    rows: dict[str, list[tuple[float, int, str]]] = {}
+    rows: dict[str, list[RunRow]] = {}
     seen: set[tuple[str, str]] = set()
     name = Path(path).stem
+    for number, query_id, row, name in run_lines(path):  # noqa: B007 – the run has its last line's name
+        doc_id = row[2]
+        if (query_id, doc_id) in seen:
+            raise FormatError(f"{path}:{number}: document {doc_id!r} is listed twice for query {query_id!r}")
+        seen.add((query_id, doc_id))
+        rows.setdefault(query_id, []).append(row)
+    return Run({query_id: ranking_of(ranked) for query_id, ranked in rows.items()}, name)
+
+
+def run_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str, RunRow, str]]:
+    """Yield (line number, query id, row, run's name) of a TREC run file, in the file's order.
+
+    Raises:
+        FormatError: with file, line and reason; or there is no line.
+    """
+    empty = True
     for number, line in open_lines(path):
         fields = line.split()
         if not fields:
@@ -99,24 +118,22 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         if len(fields) != 6:
             raise FormatError(f"{path}:{number}: a TREC run line has 6 fields, this one has {len(fields)}")
         query_id, _, doc_id, rank, score, name = fields
-        if (query_id, doc_id) in seen:
-            raise FormatError(f"{path}:{number}: document {doc_id!r} is listed twice for query {query_id!r}")
-        seen.add((query_id, doc_id))
         try:
             row = (-float(score), int(rank), doc_id)
         except ValueError as error:
             raise FormatError(f"{path}:{number}: rank must be an integer and score a number: {error}") from error
         if math.isnan(row[0]):
             raise FormatError(f"{path}:{number}: the score of document {doc_id!r} is NaN")
-        rows.setdefault(query_id, []).append(row)
-    if not rows:
+        empty = False
+        yield number, query_id, row, name
+    if empty:
         raise FormatError(f"{path} holds no run line")
-    rankings = {}
-    for query_id, ranked in rows.items():
-        ranked.sort()
-        scores = np.array([-negated for negated, _, _ in ranked], dtype=np.float32)
-        rankings[query_id] = Ranking([doc_id for _, _, doc_id in ranked], scores)
-    return Run(rankings, name)
+
+
+def ranking_of(rows: list[RunRow]) -> Ranking:
+    """One query's rows as a ranking: by score, ties by rank."""
+    rows = sorted(rows)
+    return Ranking([doc_id for _, _, doc_id in rows], np.array([-score for score, _, _ in rows], dtype=np.float32))
 
 
 def read_qrels(path: str | os.PathLike[str]) -> Qrels:

@@ -241,11 +241,31 @@ class _Winning(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         states, weight, winners = ctx.saved_tensors
         with torch.autocast(states.device.type, enabled=False):
-            of_states, of_weight = _sparse_gradients(grad, winners, states, weight, ctx.needs_input_grad[:2])
+            gradients = _gradients_for(grad)
+            of_states, of_weight = gradients(grad, winners, states, weight, ctx.needs_input_grad[:2])
             of_bias = grad.sum(0).to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
         if of_states is not None:
             of_states = of_states.to(ctx.states_dtype)
         return of_states, None if of_weight is None else of_weight.to(weight.dtype), of_bias, None, None
+
+
+def _gradients_for(grad: Tensor) -> Callable[..., tuple[Tensor | None, Tensor | None]]:
+    """The form of the backward pass that suits the device, and how many terms survived."""
+    if not grad.is_cuda:
+        return _sparse_gradients
+    crowded = int(torch.count_nonzero(grad)) > CROWDED * grad.numel()
+    return _dense_gradients if crowded else _added_gradients
+
+
+def _zeros(
+    grad: Tensor, states: Tensor, weight: Tensor, wanted: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of states and weight to add to, those that are wanted, in the dtype of ``grad``."""
+    of_states, of_weight = (
+        torch.zeros_like(of, dtype=grad.dtype) if want else None
+        for of, want in zip((states, weight), wanted, strict=True)
+    )
+    return of_states, of_weight
 
 
 def _sparse_gradients(
@@ -255,12 +275,8 @@ def _sparse_gradients(
 
     G is made from as many texts at a time as have `PAIRS` pairs at most, and each text's tokens are its own.
     """
-    if grad.is_cuda:
-        crowded = int(torch.count_nonzero(grad)) > CROWDED * grad.numel()
-        return (_dense_gradients if crowded else _added_gradients)(grad, winners, states, weight, wanted)
     wide = grad.dtype
-    of_states = torch.zeros_like(states, dtype=wide) if wanted[0] else None
-    of_weight = torch.zeros_like(weight, dtype=wide) if wanted[1] else None
+    of_states, of_weight = _zeros(grad, states, weight, wanted)
     weight, states = weight.to(wide), states.to(wide)
     step = max(1, PAIRS // grad.shape[1])
     for rows, won in zip(torch.split(grad, step), torch.split(winners, step), strict=True):
@@ -280,8 +296,7 @@ def _added_gradients(
     grad: Tensor, winners: Tensor, states: Tensor, weight: Tensor, wanted: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     """As `_sparse_gradients`, by adding row to row: a GPU takes no time for it, and needs no sorting."""
-    of_states = torch.zeros_like(states, dtype=grad.dtype) if wanted[0] else None
-    of_weight = torch.zeros_like(weight, dtype=grad.dtype) if wanted[1] else None
+    of_states, of_weight = _zeros(grad, states, weight, wanted)
     texts, terms = grad.nonzero(as_tuple=True)
     values, tokens = grad[texts, terms][:, None], winners[texts, terms]
     step = max(1, ADDED // states.shape[1])
@@ -300,8 +315,7 @@ def _dense_gradients(
 
     For weights that were not trained yet, where most terms of most texts survive ReLU.
     """
-    of_states = torch.zeros_like(states, dtype=grad.dtype) if wanted[0] else None
-    of_weight = torch.zeros_like(weight, dtype=grad.dtype) if wanted[1] else None
+    of_states, of_weight = _zeros(grad, states, weight, wanted)
     size = max(256, BLOCK_ELEMENTS["cuda"] // len(states))
     for start in range(0, len(weight), size):
         block = slice(start, start + size)

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsr.errors import FormatError, InputError
-from lsr.files import open_lines, replacing
-from lsr.run import Qrels, Ranking
+from lsr.files import replacing
+from lsr.run import Qrels, Ranking, RunRow, ranking_of, run_lines
 from lsr.training.rows import Row, check_training_target, new_training_file
 
 #: Scores by ids: query ids, and a list of document ids for each → float32 arrays as long as the lists.
@@ -318,15 +318,9 @@ def stream_run(path: str | os.PathLike[str]) -> Iterator[tuple[str, Ranking]]:
         FormatError: with file, line and reason; a query's lines are not together.
     """
     done: set[str] = set()
-    ranked: list[tuple[float, int, str]] = []
+    ranked: list[RunRow] = []
     current = ""
-    for number, line in open_lines(path):
-        fields = line.split()
-        if not fields:
-            continue
-        if len(fields) != 6:
-            raise FormatError(f"{path}:{number}: a TREC run line has 6 fields, this one has {len(fields)}")
-        query_id, _, doc_id, rank, score, _ = fields
+    for number, query_id, row, _ in run_lines(path):
         if query_id != current:
             if ranked:
                 yield current, _ranking(ranked, current, path)
@@ -334,20 +328,11 @@ def stream_run(path: str | os.PathLike[str]) -> Iterator[tuple[str, Ranking]]:
                 raise FormatError(f"{path}:{number}: the lines of query {query_id!r} are not together: sort the file")
             done.add(query_id)
             current, ranked = query_id, []
-        try:
-            ranked.append((-float(score), int(rank), doc_id))
-        except ValueError as error:
-            raise FormatError(f"{path}:{number}: rank must be an integer and score a number: {error}") from error
-        if math.isnan(ranked[-1][0]):
-            raise FormatError(f"{path}:{number}: the score of document {doc_id!r} is NaN")
-    if not ranked:
-        raise FormatError(f"{path} holds no run line")
+        ranked.append(row)
     yield current, _ranking(ranked, current, path)
 
 
-def _ranking(ranked: list[tuple[float, int, str]], query_id: str, path: str | os.PathLike[str]) -> Ranking:
-    ranked.sort()
-    doc_ids = [doc_id for _, _, doc_id in ranked]
-    if len(set(doc_ids)) != len(doc_ids):
+def _ranking(ranked: list[RunRow], query_id: str, path: str | os.PathLike[str]) -> Ranking:
+    if len({doc_id for _, _, doc_id in ranked}) != len(ranked):
         raise FormatError(f"{path}: a document is listed twice for query {query_id!r}")
-    return Ranking(doc_ids, np.array([-negated for negated, _, _ in ranked], dtype=np.float32))
+    return ranking_of(ranked)

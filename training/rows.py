@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsr.errors import FormatError, InputError
-from lsr.files import check_file_target, open_lines
+from lsr.files import check_file_target, json_lines, open_lines
 from lsr.run import read_qrels
 from lsr.training.texts import TextTable, cached, file_key
 
@@ -67,13 +67,7 @@ def read_rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, Row]]:
             if positives:
                 yield 0, Row(query_id, positives, [], {})
         return
-    for number, line in open_lines(path):
-        if not line.strip():
-            continue
-        try:
-            fields = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise FormatError(f"{path}:{number}: not valid JSON: {error.msg} (column {error.colno})") from error
+    for number, fields in json_lines(path):
         reason = _what_is_wrong(fields)
         if reason:
             raise FormatError(f"{path}:{number}: {reason}")
