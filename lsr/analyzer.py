@@ -1,11 +1,11 @@
 """Words of a text for BM25: split, lower-cased, stopped and stemmed as Lucene does for English."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from lsr.errors import InputError
+from lsr.words import WordCache
 
 # Runs of letters and digits; one inner apostrophe keeps "don't" together.
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
@@ -61,7 +61,6 @@ class Analyzer:
 
     stemmer: str = "porter"
     stopwords: frozenset[str] = ENGLISH_STOPWORDS
-    _cache: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         import Stemmer
@@ -71,21 +70,18 @@ class Analyzer:
             raise InputError(f"there is no stemmer {self.stemmer!r}: choose one of {known}")
 
     @cached_property
-    def _stem(self) -> Any:
+    def _stems(self) -> WordCache[str]:
+        """Word to stem, a stop word to nothing."""
         import Stemmer
 
-        return (lambda word: word) if self.stemmer == "none" else Stemmer.Stemmer(self.stemmer).stemWord
+        stem = str if self.stemmer == "none" else Stemmer.Stemmer(self.stemmer).stemWord
+
+        def stem_of(word: str) -> str:
+            bare = word[:-2] if word.endswith(("'s", "’s")) else word
+            return "" if bare in self.stopwords else str(stem(bare))
+
+        return WordCache(stem_of)
 
     def __call__(self, text: str) -> list[str]:
         """The stems of a text in order, stop words left out."""
-        cache = self._cache
-        stems = []
-        for match in WORD.finditer(text.lower()):
-            word = match[0]
-            stem = cache.get(word)
-            if stem is None:
-                bare = word[:-2] if word.endswith(("'s", "’s")) else word
-                stem = cache[word] = "" if bare in self.stopwords else self._stem(bare)
-            if stem:
-                stems.append(stem)
-        return stems
+        return list(filter(None, map(self._stems.__getitem__, WORD.findall(text.lower()))))

@@ -8,14 +8,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import pad
 
 from lsr.errors import FormatError, InputError
+from lsr.packing import packable, run_packed
 from lsr.tokenizer import ModelTokenizer
 
 #: Settings that decide vectors and show in no weight; other versions of transformers keep their names.
 DECISIVE = ("model_type", "num_attention_heads", "hidden_act", "layer_norm_eps", "rope_theta", "local_attention")
 
+#: Kernels of attention on a GPU. cuDNN's is left out: it makes a plan for each shape, which takes tens of milliseconds,
+#: and nearly every batch of texts has a shape of its own.
+ATTENTION_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 #: Tokens that fill a device: a smaller group of texts would not run faster for being smaller.
 GROUP_TOKENS = {"cpu": 256, "cuda": 65_536}
@@ -62,6 +67,11 @@ class Backbone(torch.nn.Module):
         return next(self.parameters()).device
 
     @property
+    def packs(self) -> bool:
+        """Whether texts run without padding, so that long and short ones may go through the model together."""
+        return self.device.type == "cuda" and packable(self.model)
+
+    @property
     def hidden_size(self) -> int:
         """Width of the hidden states."""
         return int(self.model.config.hidden_size)
@@ -87,27 +97,36 @@ class Backbone(torch.nn.Module):
     def states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """What `head` is applied to: (texts, length, hidden), of no meaning where there is no token."""
         self.head()
-        (states,) = _by_length(lambda ids, mask: (self.model(input_ids=ids, attention_mask=mask).logits,),
-                               input_ids, attention_mask)  # fmt: skip
+        (states,) = self._run(lambda **inputs: (self.model(**inputs).logits,), input_ids, attention_mask)
         return states
 
     def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The last layer's states, (texts, length, hidden), of no meaning where there is no token."""
         body = self.model.base_model
-        (hidden,) = _by_length(lambda ids, mask: (body(input_ids=ids, attention_mask=mask).last_hidden_state,),
-                               input_ids, attention_mask)  # fmt: skip
+        (hidden,) = self._run(lambda **inputs: (body(**inputs).last_hidden_state,), input_ids, attention_mask)
         return hidden
 
     def states_and_hidden(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """`states` and `hidden` of one pass."""
         self.head()
 
-        def both(ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-            output = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+        def both(**inputs: Any) -> tuple[Tensor, ...]:
+            output = self.model(**inputs, output_hidden_states=True)
             return output.logits, output.hidden_states[-1]
 
-        states, hidden = _by_length(both, input_ids, attention_mask)
+        states, hidden = self._run(both, input_ids, attention_mask)
         return states, hidden
+
+    def _run(
+        self, run: Callable[..., tuple[Tensor, ...]], input_ids: Tensor, attention_mask: Tensor
+    ) -> tuple[Tensor, ...]:
+        """``run`` without the cost of padding: a GPU takes texts packed in one row, a CPU groups of like length."""
+        if not input_ids.is_cuda or torch.compiler.is_exporting():
+            return _by_length(run, input_ids, attention_mask)
+        with sdpa_kernel(ATTENTION_KERNELS):
+            if self.packs:
+                return run_packed(self.model, run, input_ids, attention_mask)
+            return _by_length(run, input_ids, attention_mask)
 
     @property
     def fingerprint(self) -> str:
@@ -171,16 +190,14 @@ def length_groups(lengths: Sequence[int], least: int) -> list[list[int]]:
     return groups
 
 
-def _by_length(
-    run: Callable[[Tensor, Tensor], tuple[Tensor, ...]], input_ids: Tensor, attention_mask: Tensor
-) -> tuple[Tensor, ...]:
+def _by_length(run: Callable[..., tuple[Tensor, ...]], input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
     """``run`` over the texts in groups of similar length, the results as if it had run over all at once.
 
     Half of a batch is padding where lengths differ as they do in real collections: it costs neither time nor
     memory here.
     """
     if torch.compiler.is_exporting():
-        return run(input_ids, attention_mask)
+        return run(input_ids=input_ids, attention_mask=attention_mask)
     width = input_ids.shape[1]
     ends = torch.arange(1, width + 1, device=attention_mask.device) * (attention_mask != 0)
     lengths = ends.amax(1).clamp_(min=1).tolist()
@@ -189,7 +206,7 @@ def _by_length(
     for group in groups:
         longest = lengths[group[0]]
         rows = slice(None) if len(groups) == 1 else torch.tensor(group, device=input_ids.device)
-        made = run(input_ids[rows, :longest], attention_mask[rows, :longest])
+        made = run(input_ids=input_ids[rows, :longest], attention_mask=attention_mask[rows, :longest])
         parts.append([pad(states, (0, 0, 0, width - longest)) for states in made])
     if len(parts) == 1:
         return tuple(parts[0])

@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 from tqdm import tqdm
 
 from lsr.analyzer import Analyzer
-from lsr.encoder import Advance, Encoded, Encoder, TextEncoder
+from lsr.encoder import Advance, EncodedRows, Encoder, LightSide
 from lsr.errors import FormatError, InputError
 from lsr.records import Document
+from lsr.vectors import SparseRows
 
 
 def robertson_idf(document_frequency: NDArray[Any], n_documents: int) -> NDArray[np.float32]:
@@ -95,10 +95,8 @@ class Vocabulary:
         return hashlib.sha256("\n".join(self.terms).encode()).hexdigest()
 
 
-class _Bm25Side(TextEncoder):
+class _Bm25Side(LightSide):
     """What the two sides share: the analyzer and counts of terms per text."""
-
-    light = True
 
     def __init__(self, vocabulary: Vocabulary, parameters: Bm25) -> None:
         self.vocabulary = vocabulary
@@ -140,24 +138,27 @@ class _Bm25Side(TextEncoder):
     def _statistics(self) -> str:
         """The learned numbers, as text for the fingerprint."""
 
-    def _count(self, texts: Sequence[str], advance: Advance | None) -> tuple[csr_array, NDArray[np.int64]]:
+    def _count(self, texts: Sequence[str], advance: Advance | None) -> tuple[SparseRows, list[int]]:
         """Term counts of shape (n, vocabulary), and each text's length with unknown terms."""
-        ids = self.vocabulary.ids
-        rows: list[int] = []
+        ids, analyzer = self.vocabulary.ids, self.parameters.analyzer
         terms: list[int] = []
-        lengths = np.zeros(len(texts), dtype=np.int64)
-        for row, text in enumerate(texts):
-            stems = self.parameters.analyzer(text)
-            lengths[row] = len(stems)
-            known = [ids[stem] for stem in stems if stem in ids]
-            terms += known
-            rows += [row] * len(known)
+        counts: list[int] = []
+        indptr, lengths = [0], []
+        for text in texts:
+            stems = analyzer(text)
+            counted: dict[int, int] = {}
+            for stem in stems:
+                if stem in ids:
+                    term = ids[stem]
+                    counted[term] = counted.get(term, 0) + 1
+            terms += (ordered := sorted(counted))
+            counts += [counted[term] for term in ordered]
+            indptr.append(len(terms))
+            lengths.append(len(stems))
             if advance:
                 advance(1)
-        ones = np.ones(len(terms), dtype=np.float32)
-        counts = csr_array((ones, (rows, terms)), shape=(len(texts), self.vocabulary_size))
-        counts.sum_duplicates()
-        return counts, lengths
+        arrays = np.array(indptr), np.array(terms, dtype=np.int64), np.array(counts, dtype=np.float32)
+        return SparseRows(*arrays, self.vocabulary_size), lengths
 
 
 class Bm25Documents(_Bm25Side):
@@ -169,12 +170,12 @@ class Bm25Documents(_Bm25Side):
         super().__init__(vocabulary, parameters)
         self.average_length = average_length
 
-    def encode(self, texts: Sequence[str], advance: Advance | None = None) -> Encoded:
+    def encode_rows(self, texts: Sequence[str], advance: Advance | None = None) -> EncodedRows:
         counts, lengths = self._count(texts, advance)
         k1, b = self.parameters.k1, self.parameters.b
-        norm = (k1 * (1 - b + b * lengths / self.average_length)).astype(np.float32)
+        norm = (k1 * (1 - b + b * np.array(lengths) / self.average_length)).astype(np.float32)
         counts.data /= counts.data + np.repeat(norm, np.diff(counts.indptr))
-        return Encoded(counts, 0)
+        return EncodedRows(counts, 0)
 
     def config(self) -> dict[str, Any]:
         return {**super().config(), "average_length": self.average_length}
@@ -199,10 +200,10 @@ class Bm25Queries(_Bm25Side):
             raise FormatError(f"the IDF table has {idf.shape} weights for {self.vocabulary_size:,} terms")
         self.idf = idf
 
-    def encode(self, texts: Sequence[str], advance: Advance | None = None) -> Encoded:
+    def encode_rows(self, texts: Sequence[str], advance: Advance | None = None) -> EncodedRows:
         counts, _ = self._count(texts, advance)
         counts.data *= self.idf[counts.indices]
-        return Encoded(counts, 0)
+        return EncodedRows(counts, 0)
 
     def save_files(self, folder: Path) -> None:
         super().save_files(folder)

@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
+import numpy as np
 from scipy.sparse import csr_array
 from tqdm import tqdm
 
 from lsr.errors import InputError, LsrWarning, MismatchError
 from lsr.files import new_folder
 from lsr.records import Document, Query
-from lsr.vectors import SparseVectors
+from lsr.vectors import SparseRows, SparseVectors
 
 ENCODER_FILE = "lsr_encoder.json"
 FORMAT_VERSION = 1
@@ -35,6 +36,13 @@ class Encoded(NamedTuple):
     """Vectors of shape (n, vocabulary), and how many of the n texts were cut to fit."""
 
     vectors: csr_array
+    truncated: int
+
+
+class EncodedRows(NamedTuple):
+    """The same of a light side: rows that scipy had no part in."""
+
+    vectors: SparseRows
     truncated: int
 
 
@@ -81,6 +89,20 @@ class TextEncoder(ABC):
     @abstractmethod
     def save_files(self, folder: Path) -> None:
         """Write the side's files into an existing folder."""
+
+
+class LightSide(TextEncoder):
+    """A side that needs no transformer. Its queries are rows of plain arrays, scipy's constructor would cost more."""
+
+    light = True
+
+    @abstractmethod
+    def encode_rows(self, texts: Sequence[str], advance: Advance | None = None) -> EncodedRows:
+        """As `encode`, which wraps it."""
+
+    def encode(self, texts: Sequence[str], advance: Advance | None = None) -> Encoded:  # noqa: D102
+        rows, truncated = self.encode_rows(texts, advance)
+        return Encoded(rows.to_csr(), truncated)
 
 
 class NeuralSide(TextEncoder):
@@ -232,11 +254,23 @@ def encode_queries(
     side: TextEncoder, texts: Iterable[str | Query], fingerprint: str | None, *, progress: bool = False
 ) -> SparseVectors:
     """Encode queries with one side, noting the encoder's fingerprint on the vectors."""
+    vectors = query_rows(side, texts, progress=progress)
+    if isinstance(vectors, SparseRows):
+        return SparseVectors((vectors.data, vectors.indices, vectors.indptr), shape=vectors.shape, encoder=fingerprint)
+    return SparseVectors(vectors, encoder=fingerprint)
+
+
+def query_rows(side: TextEncoder, texts: Iterable[str | Query], *, progress: bool = False) -> SparseRows | csr_array:
+    """Encode queries with one side, on the shortest way to `lsr.index.Index.search`."""
     if isinstance(texts, str):
         raise InputError("queries are given as a list of texts: write [text] for a single one")
-    encoded = encode_with_bar(side, [_content(text, "query") for text in texts], progress)
+    contents = [_content(text, "query") for text in texts]
+    if isinstance(side, LightSide) and not progress:
+        encoded: Encoded | EncodedRows = side.encode_rows(contents)
+    else:
+        encoded = encode_with_bar(side, contents, progress)
     warn_about(encoded, side, "query")
-    return SparseVectors(encoded.vectors, encoder=fingerprint)
+    return encoded.vectors
 
 
 def encode_with_bar(side: TextEncoder, contents: list[str], progress: bool) -> Encoded:
@@ -250,9 +284,10 @@ def shares_files(documents: TextEncoder, queries: TextEncoder) -> bool:
     return documents.kind == queries.kind and documents.fingerprint == queries.fingerprint
 
 
-def warn_about(encoded: Encoded, side: TextEncoder, what: str) -> None:
+def warn_about(encoded: Encoded | EncodedRows, side: TextEncoder, what: str) -> None:
     """Say how many texts were cut, and how many got no term at all."""
-    total = encoded.vectors.shape[0]
+    indptr = encoded.vectors.indptr
+    total = len(indptr) - 1
     plural = "documents" if what == "document" else "queries"
     if encoded.truncated:
         warnings.warn(
@@ -260,7 +295,7 @@ def warn_about(encoded: Encoded, side: TextEncoder, what: str) -> None:
             LsrWarning,
             stacklevel=3,
         )
-    empty = int((encoded.vectors.indptr[1:] == encoded.vectors.indptr[:-1]).sum())
+    empty = int(indptr[1] == 0) if total == 1 else np.count_nonzero(indptr[1:] == indptr[:-1])
     if empty:
         warnings.warn(
             f"{empty:,} of {total:,} {plural} have no term in the vocabulary (empty text?): they will match nothing",

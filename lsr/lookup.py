@@ -14,20 +14,20 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 from tqdm import tqdm
 
 from lsr.bm25 import robertson_idf
-from lsr.encoder import Advance, Encoded, Encoder, TextEncoder
+from lsr.encoder import Advance, EncodedRows, Encoder, LightSide
 from lsr.errors import FormatError, InputError, MismatchError
 from lsr.files import replacing
 from lsr.records import Document
 from lsr.tokenizer import ModelTokenizer
+from lsr.vectors import SparseRows
 
 IDF_FILE = "idf.json"
 
 
-class LookupEncoder(TextEncoder):
+class LookupEncoder(LightSide):
     """Texts to the table weights of the terms they hold.
 
     Args:
@@ -37,7 +37,6 @@ class LookupEncoder(TextEncoder):
     """
 
     kind = "lookup"
-    light = True
 
     def __init__(self, tokenizer: ModelTokenizer, weights: NDArray[Any], max_length: int) -> None:
         if weights.ndim != 1 or len(weights) < tokenizer.size:
@@ -48,6 +47,7 @@ class LookupEncoder(TextEncoder):
         if not np.isfinite(weights.astype(np.float32)).all():
             raise InputError("the weight table holds NaN or infinite weights: compute it again")
         self._weights: NDArray[np.float32] = np.maximum(weights, 0).astype(np.float32)
+        self._without = frozenset(np.flatnonzero(self._weights == 0).tolist())
         self.tokenizer = tokenizer.with_options(max_length, add_special_tokens=False)
         self.vocabulary_size = len(weights)
         self.max_length = max_length
@@ -57,18 +57,23 @@ class LookupEncoder(TextEncoder):
         """The table, non-negative, of shape (vocabulary_size,)."""
         return self._weights
 
-    def encode(self, texts: Sequence[str], advance: Advance | None = None) -> Encoded:
-        weights = self.weights
-        tokens = self.tokenizer(texts)
-        present = [np.unique(ids) for ids in tokens.ids]
-        present = [ids[weights[ids] > 0] for ids in present]
-        indptr = np.zeros(len(texts) + 1, dtype=np.int64)
-        np.cumsum([len(ids) for ids in present], out=indptr[1:])
-        terms = np.concatenate([*present, np.empty(0, dtype=np.int32)]).astype(np.int32, copy=False)
-        vectors = csr_array((weights[terms], terms, indptr), shape=(len(texts), self.vocabulary_size))
+    def _weightless(self) -> frozenset[int]:
+        """Terms without a weight."""
+        return self._without
+
+    def encode_rows(self, texts: Sequence[str], advance: Advance | None = None) -> EncodedRows:
+        lists, truncated = self.tokenizer.lists(texts)
+        weights, weightless = self.weights, self._weightless()
+        terms: list[int] = []
+        indptr = [0]
+        for ids in lists:
+            terms += sorted(set(ids) - weightless)
+            indptr.append(len(terms))
+        indices = np.array(terms, dtype=np.int64)
+        rows = SparseRows(np.array(indptr), indices, weights[indices], self.vocabulary_size)
         if advance:
             advance(len(texts))
-        return Encoded(vectors, tokens.truncated)
+        return EncodedRows(rows, truncated)
 
     def term(self, term_id: int) -> str:
         return self.tokenizer.term(term_id)

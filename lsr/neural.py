@@ -2,18 +2,20 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from lsr.backbone import Backbone, digest
-from lsr.batching import Row, batches_by_length, encode_batches, pad, sparse_rows
+from lsr.batching import EMPTY_ROW, batches_by_length, encode_batches, pad, sparse_rows, stack_rows
 from lsr.encoder import DTYPES, Advance, Encoded, NeuralSide
 from lsr.errors import FormatError, InputError
 from lsr.heads import ClsMlmHead, EpicHead, MlmHead, MlpHead, SparseHead, TableHead
@@ -77,10 +79,9 @@ class NeuralEncoder(NeuralSide):
             tokens=BATCH_TOKENS.get(self.backbone.device.type, BATCH_TOKENS["cpu"]),
             texts=max(1, POOLED_ELEMENTS // self.vocabulary_size),
         )
+        encode = _encode_on_gpu if self.backbone.device.type == "cuda" else _encode_on_cpu
         with evaluating(self.module):
-            vectors = encode_batches(
-                tokens.ids, batches, lambda ids: _rows_of(self._pool(ids)), self.vocabulary_size, advance
-            )
+            vectors = encode(self._pool, tokens.ids, batches, self.vocabulary_size, advance)
         return Encoded(vectors, tokens.truncated)
 
     @torch.inference_mode()
@@ -174,8 +175,11 @@ class TableEncoder(LookupEncoder):
         with torch.inference_mode():
             return cast("NDArray[np.float32]", self.module.table().float().cpu().numpy())
 
+    def _weightless(self) -> frozenset[int]:  # the table changes in training: nothing is kept
+        return frozenset(np.flatnonzero(self.weights == 0).tolist())
+
     @property
-    def fingerprint(self) -> str:  # the table changes in training: nothing is kept
+    def fingerprint(self) -> str:  # likewise
         return table_fingerprint(self.tokenizer, self.weights)
 
 
@@ -204,12 +208,58 @@ def evaluating(module: torch.nn.Module) -> Iterator[None]:
         module.train(training)
 
 
-def _rows_of(pooled: Tensor) -> Iterator[Row]:
-    """Terms and weights of every row; from a GPU, only the entries that are not zero are copied."""
-    if pooled.device.type == "cpu":
-        yield from sparse_rows(pooled.numpy())
-        return
-    rows, columns = pooled.nonzero(as_tuple=True)
-    ends = torch.bincount(rows, minlength=len(pooled)).cumsum(0).cpu().numpy()
-    terms, weights = columns.int().cpu().numpy(), pooled[rows, columns].cpu().numpy()
-    yield from zip(np.split(terms, ends[:-1]), np.split(weights, ends[:-1]), strict=True)
+Pool = Callable[[list[NDArray[np.int32]]], Tensor]
+
+
+def _encode_on_cpu(
+    pool: Pool,
+    token_ids: Sequence[NDArray[np.int32]],
+    batches: Iterable[Sequence[int]],
+    vocabulary_size: int,
+    advance: Advance | None,
+) -> csr_array:
+    return encode_batches(token_ids, batches, lambda ids: sparse_rows(pool(ids).numpy()), vocabulary_size, advance)
+
+
+@dataclass
+class _Entries:
+    """What is not zero in the vectors of a batch, row by row, where they were made."""
+
+    counts: Tensor
+    terms: Tensor
+    weights: Tensor
+
+    @classmethod
+    def of(cls, pooled: Tensor) -> "_Entries":
+        flat = pooled.flatten()
+        places = flat.nonzero()[:, 0]
+        return cls((pooled != 0).sum(1), (places % pooled.shape[1]).int(), flat[places])
+
+
+def _encode_on_gpu(
+    pool: Pool,
+    token_ids: Sequence[NDArray[np.int32]],
+    batches: Iterable[Sequence[int]],
+    vocabulary_size: int,
+    advance: Advance | None,
+) -> csr_array:
+    """As `lsr.batching.encode_batches`; only entries that are not zero are copied, once, in the texts' order."""
+    parts: list[_Entries] = []
+    order: list[int] = []
+    for batch in batches:
+        parts.append(_Entries.of(pool([token_ids[i] for i in batch])))
+        order += batch
+        if advance:
+            advance(len(batch))
+    if not parts:
+        return stack_rows([EMPTY_ROW] * len(token_ids), vocabulary_size)
+    made, weights, terms = (torch.cat([getattr(p, name) for p in parts]) for name in ("counts", "weights", "terms"))
+    counts = made.new_zeros(len(token_ids))
+    counts[torch.tensor(order, device=made.device)] = made
+    begins = counts.new_zeros(len(token_ids))  # in the order of the batches
+    begins[torch.tensor(order, device=made.device)] = made.cumsum(0) - made
+    ends = counts.cumsum(0)
+    source = torch.repeat_interleave(begins - (ends - counts), counts) + torch.arange(len(terms), device=made.device)
+    indptr = torch.nn.functional.pad(ends, (1, 0)).cpu().numpy()
+    vectors = (weights[source].cpu().numpy(), terms[source].cpu().numpy(), indptr)
+    return csr_array(vectors, shape=(len(token_ids), vocabulary_size))

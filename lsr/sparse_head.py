@@ -97,7 +97,7 @@ def fused_sparse_head(
         return _exported(states, mask, weight, bias, pooling, ACTIVATIONS[activation], importance)
     kept = mask.bool()
     offsets = pad(kept.sum(1).cumsum(0), (1, 0))
-    tokens = states[kept]
+    tokens = states.flatten(0, 1).index_select(0, kept.flatten().nonzero()[:, 0])
     act = ACTIVATIONS[activation]
     if tokens.shape[0] == 0:
         return (states.sum() + weight.sum()) * 0 + states.new_zeros(len(kept), weight.shape[0], dtype=_sums(states))
@@ -320,9 +320,10 @@ def _dense_gradients(
     for start in range(0, len(weight), size):
         block = slice(start, start + size)
         values = grad[:, block]
-        # tokens belong to one text each, so that no two winners of a term share a place
-        spread = states.new_zeros(len(states), values.shape[1])
-        spread.scatter_add_(0, torch.where(values != 0, winners[:, block], 0).long(), values.to(states.dtype))
+        # tokens belong to one text each, so that no two winners of a term share a place; the last row takes the zeros
+        spread = states.new_zeros(len(states) + 1, values.shape[1])
+        places = torch.where(values != 0, winners[:, block], len(states)).long()
+        spread = spread.scatter_(0, places, values.to(states.dtype))[:-1]
         if of_states is not None:
             of_states += (spread @ weight[block].to(states.dtype)).to(grad.dtype)
         if of_weight is not None:

@@ -4,14 +4,19 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from lsr.errors import FormatError
+from lsr.words import WordCache
+
+#: Normalizers that change each character by itself. (Where normal forms are composed, a space may matter.)
+NORMALIZERS = ("BertNormalizer", "Lowercase")
 
 
 class Tokens(NamedTuple):
@@ -37,7 +42,10 @@ class ModelTokenizer:
         self.max_length = max_length
         self.add_special_tokens = add_special_tokens
         self._tokenizer = Tokenizer.from_str(self.definition)
-        self._tokenizer.enable_truncation(max_length)
+        self._words = WordCache(self._ids_of_word)
+        self._by_word = not add_special_tokens and splits_at_spaces(fields)
+        if not self._by_word:
+            self._tokenizer.enable_truncation(max_length)
 
     @classmethod
     def load(cls, path: Path, max_length: int, *, add_special_tokens: bool = True) -> "ModelTokenizer":
@@ -93,12 +101,49 @@ class ModelTokenizer:
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
         """Tokenize, cutting each text at ``max_length``."""
-        ids: list[NDArray[np.int32]] = []
+        lists, truncated = self.lists(texts)
+        return Tokens([np.array(ids, dtype=np.int32) for ids in lists], truncated)
+
+    def lists(self, texts: Sequence[str]) -> tuple[list[list[int]], int]:
+        """As a call, with a list of ids per text.
+
+        Where spaces split a text whatever is beside them, the library is asked for each word once only: it takes longer
+        over one question than the search does.
+        """
+        lists: list[list[int]] = []
         truncated = 0
+        if self._by_word:
+            words, most = self._words, self.max_length
+            for text in texts:
+                ids = list(chain.from_iterable(map(words.__getitem__, text.split(" "))))
+                if len(ids) > most:
+                    truncated += 1
+                    del ids[most:]
+                lists.append(ids)
+            return lists, truncated
         for start in range(0, len(texts), 1024):  # encodings are heavy objects: keep few at a time
             batch = self._tokenizer.encode_batch_fast(
                 list(texts[start : start + 1024]), add_special_tokens=self.add_special_tokens
             )
-            ids += [np.array(encoding.ids, dtype=np.int32) for encoding in batch]
+            lists += [encoding.ids for encoding in batch]
             truncated += sum(1 for encoding in batch if encoding.overflowing)
-        return Tokens(ids, truncated)
+        return lists, truncated
+
+    def _ids_of_word(self, word: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(word, add_special_tokens=False).ids)
+
+
+def splits_at_spaces(fields: dict[str, Any]) -> bool:
+    """Whether a text's tokens are those of its parts between spaces, one after the other.
+
+    So it is in BERT's tokenizers: characters are normalized one by one, words end at spaces, and no added token
+    reaches over one.
+    """
+    normalizer, splitter = fields["normalizer"], fields["pre_tokenizer"]
+    return (
+        (normalizer is None or normalizer["type"] in NORMALIZERS)
+        and splitter is not None
+        and splitter["type"] == "BertPreTokenizer"
+        and fields["model"]["type"] == "WordPiece"
+        and not any(token["normalized"] or " " in token["content"] for token in fields["added_tokens"])
+    )

@@ -8,10 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_training import tiny_config, write_collection, write_model
 
+from lsr.backbone import Backbone
 from lsr.methods import build_encoder
 from lsr.training.batches import ExampleSampler, PlannedCollator, cut_by_length
 from lsr.training.data import Collator, Source, TrainingSet
 from lsr.training.trainer import Pair
+
+ALIKE = {side: {"head": "mlm", "max_length": 16} for side in ("queries", "documents")}
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +71,31 @@ def test_cut_batches_give_the_vectors_of_the_whole(collection, model, tmp_path, 
         )
         torch.testing.assert_close(queries, pair.queries(batch["query_ids"], batch["query_mask"]))
         torch.testing.assert_close(documents, pair.documents(batch["document_ids"], batch["document_mask"]))
+
+
+@pytest.mark.parametrize("chunk", [0, 3])
+def test_sides_that_are_alike_go_through_the_encoder_in_one_call(collection, model, tmp_path, monkeypatch, chunk):
+    config = tiny_config(tmp_path, collection, model, encoder=ALIKE)
+    encoder = build_encoder(config.encoder_table, device="cpu")
+    training_set = TrainingSet([Source(collection / "scored.jsonl", collection)], 2)
+    collate = Collator(encoder.queries.tokenizer, encoder.documents.tokenizer, training_set)
+    batch = PlannedCollator(collate, chunk, call_tokens=1)([training_set[0, i] for i in range(8)])
+    pair = Pair(encoder).eval()
+    calls = []
+    pair.documents.register_forward_hook(lambda *_: calls.append(1))
+    results = []
+    for packs in (False, True):
+        monkeypatch.setattr(Backbone, "packs", packs)
+        calls.clear()
+        with torch.no_grad():
+            results.append([torch.cat(side) for side in zip(*(pair(batch, c) for c in batch["chunks"]), strict=True)])
+    assert len(calls) == len(batch["chunks"])
+    for apart, together in zip(*results, strict=True):
+        torch.testing.assert_close(together, apart)
+
+
+def test_sides_with_other_heads_are_not_alike(collection, model, tmp_path):
+    for side in ({"head": "mlp"}, {"head": "mlm", "pooling": "sum"}, {"head": "lookup", "idf": "uniform"}):
+        table = {**ALIKE, "queries": {**side, "max_length": 16}}
+        config = tiny_config(tmp_path, collection, model, encoder=table)
+        assert not Pair(build_encoder(config.encoder_table, device="cpu")).alike

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lsr
+from lsr import neural
 from lsr.backbone import GROUP_TOKENS, Backbone, length_groups
 from lsr.checkpoint import load_backbone
 from lsr.encoder import Encoder
@@ -409,3 +410,23 @@ def test_wrong_options_are_refused(backbone):
         ClsMlmHead(backbone, activation="tanh")
     with pytest.raises(InputError, match="top_terms must be at least 1"):
         NeuralEncoder(MlmHead(backbone), 32, top_terms=0)
+
+
+def test_vectors_gathered_on_a_gpu_are_those_gathered_on_a_cpu(backbone):
+    generator = np.random.default_rng(0)
+    token_ids = [np.arange(n, dtype=np.int32) for n in (3, 1, 0, 5, 2)]
+    rows = {len(ids): torch.from_numpy(generator.random(41, dtype=np.float32)) for ids in token_ids}
+    rows[1][:] = 0
+    rows[5][rows[5] < 0.5] = 0
+    batches = [[3, 0], [4, 1]]  # text 2 is in none
+
+    def pool(ids):
+        return torch.stack([rows[len(text)] for text in ids])
+
+    on_cpu, on_gpu = (
+        encode(pool, token_ids, batches, 41, None) for encode in (neural._encode_on_cpu, neural._encode_on_gpu)
+    )
+    assert (on_gpu.indptr == on_cpu.indptr).all()
+    assert (on_gpu.indices == on_cpu.indices).all()
+    assert (on_gpu.data == on_cpu.data).all()
+    assert neural._encode_on_gpu(pool, token_ids, [], 41, None).nnz == 0

@@ -4,7 +4,7 @@ import dataclasses
 import importlib.util
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from lsr.encoder import Encoder
 from lsr.errors import InputError, LsrWarning
-from lsr.heads import module_of
+from lsr.heads import SparseHead, module_of
 from lsr.lookup import LookupEncoder
 from lsr.tokenizer import ModelTokenizer
 from lsr.training.batches import CALL_TOKENS, Chunk, ExampleSampler, PlannedCollator
@@ -45,21 +45,42 @@ class Pair(torch.nn.Module):
         super().__init__()
         self.queries = module_of(encoder.queries)
         self.documents = module_of(encoder.documents)
+        self.alike = _are_alike(self.queries, self.documents)
         if not any(parameter.requires_grad for parameter in self.parameters()):
             raise InputError("neither side of the encoder has anything to train: choose another head")
 
     def forward(self, batch: Batch, chunk: Chunk) -> tuple[Tensor, Tensor]:
         """Vectors of a chunk's queries (c, V) and documents (c·n, V), float32.
 
-        Documents of like length go through the encoder together, so that little of it is padding.
+        Documents of like length go through the encoder together, so that little of it is padding. Where texts are
+        not padded at all and both sides are one module, a single call takes all.
         """
         first, end, longest = chunk["queries"]
-        queries = self.queries(batch["query_ids"][first:end, :longest], batch["query_mask"][first:end, :longest])
+        ids, mask = batch["query_ids"][first:end, :longest], batch["query_mask"][first:end, :longest]
         parts = []
         for start, stop, longest in chunk["parts"]:
             rows = chunk["order"][start:stop]
-            parts.append(self.documents(batch["document_ids"][rows, :longest], batch["document_mask"][rows, :longest]))
-        return queries, torch.cat(parts)[chunk["inverse"]]
+            parts.append((batch["document_ids"][rows, :longest], batch["document_mask"][rows, :longest]))
+        if self.alike and cast(SparseHead, self.documents).backbone.packs:
+            made = self.documents(*(_stacked(side) for side in zip((ids, mask), *parts, strict=True)))
+            queries, documents = made[: len(ids)], made[len(ids) :]
+        else:
+            queries, documents = self.queries(ids, mask), torch.cat([self.documents(*part) for part in parts])
+        return queries, documents[chunk["inverse"]]
+
+
+def _are_alike(queries: Any, documents: Any) -> bool:
+    """Whether two sides are the same function: one kind of head over one backbone, with no weights of its own."""
+    if not (isinstance(queries, SparseHead) and isinstance(documents, SparseHead)):
+        return False
+    same = type(queries) is type(documents) and queries.backbone is documents.backbone
+    return same and queries.config() == documents.config() and not documents.own_state()
+
+
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    """Rows of different lengths below each other, zeros behind the shorter."""
+    longest = max(part.shape[1] for part in parts)
+    return torch.cat([torch.nn.functional.pad(part, (0, longest - part.shape[1])) for part in parts])
 
 
 class SparseTrainer(transformers.Trainer):
