@@ -14,7 +14,8 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev lint
 	$(BIN)/pytest -q
-	NUMBA_DISABLE_JIT=1 $(BIN)/pytest -q tests/test_kernels.py tests/test_index.py tests/test_storage.py
+	NUMBA_DISABLE_JIT=1 $(BIN)/pytest -q tests/test_kernels.py tests/test_index.py tests/test_storage.py \
+		tests/test_queries.py tests/test_seismic_graph.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -42,16 +42,20 @@ class _Lsr(_Base):
         self.index = lsr.Index.open(path / "lsr.index")
 
     def searcher(self, knobs: dict[str, Any]) -> Callable[[int], Any]:
-        from lsr.encoder import encode_queries
-
-        search, side, queries, k = self.index.search, self.side, self.queries, self.k
-        return lambda i: search(encode_queries(side, [queries[i]], None), k, threads=1, **knobs)
+        search, queries, k = self._retriever().search_many, self.queries, self.k
+        return lambda i: search([queries[i]], k, threads=1, **knobs)
 
     def batch(self, knobs: dict[str, Any], first: int, last: int, threads: int) -> Callable[[], Any] | None:
-        from lsr.encoder import encode_queries
+        search, queries, k = self._retriever().search_many, self.queries[first:last], self.k
+        return lambda: search(queries, k, threads=threads, **knobs)
 
-        search, side, queries, k = self.index.search, self.side, self.queries[first:last], self.k
-        return lambda: search(encode_queries(side, queries, None), k, threads=threads, **knobs)
+    def _retriever(self) -> Any:
+        """The index with its query side; titles and texts, which search_many does not read, are left out."""
+        import lsr
+        from lsr.index.ids import StringTable
+
+        nothing = StringTable.of([])
+        return lsr.Retriever(self.index, nothing, nothing, lambda: self.side)
 
     def rows(self, result: Any) -> list[int]:
         return [int(row) for row in result.rows[0, : result.counts[0]]]

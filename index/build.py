@@ -13,6 +13,7 @@ from tqdm import tqdm
 from lsr.errors import InputError
 from lsr.index import build_kernels
 from lsr.index.blocks import build_blocks
+from lsr.index.graph import build_graph
 from lsr.index.invert import OverThreads, count, invert, quantize_lists
 from lsr.index.options import BuildOptions
 from lsr.index.prune import prune
@@ -51,7 +52,7 @@ def build_segment(
         return Segment(n_documents, vocabulary_size, forward, lists, None, None)
     if weights.dtype == np.float16:  # what is scored is what is kept: summaries are of it
         vectors = csr_array((weights.astype(np.float32), vectors.indices, vectors.indptr), shape=vectors.shape)
-    inverted = invert(vectors, n_ranges, over_threads)
+    inverted = invert(vectors, n_ranges, over_threads, counted)
     whole = forward._replace(weights=frozen(vectors.data))
     ptr, rows = prune(inverted, options.n_postings, options.max_fraction, options.posting_share)
     tasks = list(_tasks(ptr)) or [(0, 0)]  # documents without a single term
@@ -60,7 +61,11 @@ def build_segment(
         blocks, summaries = build_blocks(
             ptr, rows, whole, vocabulary_size, options, lambda work: _in_parallel(work, tasks, workers, bar)
         )
-    return Segment(n_documents, vocabulary_size, forward, lists, blocks, summaries)
+    segment = Segment(n_documents, vocabulary_size, forward, lists, blocks, summaries)
+    if not options.neighbours:
+        return segment
+    graph = build_graph(segment, options.neighbours, threads=threads, progress=progress)
+    return segment._replace(neighbours=graph)
 
 
 def stored_weights(weights: NDArray[np.float32], kind: str) -> Array:

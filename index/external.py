@@ -21,11 +21,12 @@ from lsr.index.ids import Ids, StringTable
 from lsr.index.invert import Counted, OverThreads, count, lay_out, list_bytes, merged, quantize_lists
 from lsr.index.options import BuildOptions, check_threads
 from lsr.index.planner import fit_plan
+from lsr.index.queries import as_sample
 from lsr.index.search import Searcher
 from lsr.index.segment import Array, Forward, Lists, Segment, narrow
 from lsr.index.sizes import announce, bytes_of, predict_sizes
 from lsr.index.storage import Manifest, open_array
-from lsr.vectors import QueryVectors, SparseVectors, as_query_vectors, check_vectors
+from lsr.vectors import QueryVectors, SparseVectors, check_vectors
 
 if TYPE_CHECKING:
     from lsr.encoder import Encoder
@@ -124,7 +125,7 @@ def write_parts(
         folder / SEGMENT, _noting_encoder(chunks, identity), ids, options,
         max_memory=memory, threads=threads or os.cpu_count() or 1, progress=progress,
     )  # fmt: skip
-    queries = None if sample is None else as_query_vectors(sample, segment.vocabulary_size)
+    queries = as_sample(sample, segment.vocabulary_size)
     plan = fit_plan(Searcher(segment), queries, options.plan_queries, seed=options.seed, progress=progress)
     n_documents, vocabulary_size = segment.n_documents, segment.vocabulary_size
     return Manifest(n_documents, vocabulary_size, options, plan.to_dict(), identity[0] if identity else None)

@@ -37,8 +37,10 @@ class StringTable:
         return self.data[self.offsets[row] : self.offsets[row + 1]].tobytes().decode("utf-8")
 
     def many(self, rows: NDArray[Any]) -> list[str]:
-        """The strings at several rows."""
-        return [self[row] for row in rows]
+        """The strings at several rows, at once: NumPy takes longer over one number than over ten."""
+        view = self.data.data
+        places = zip(self.offsets[rows].tolist(), self.offsets[rows + 1].tolist(), strict=True)
+        return [str(view[start:stop], "utf-8") for start, stop in places]
 
 
 class Ids(StringTable):

@@ -15,7 +15,6 @@ from lsr.index.build import build_segment
 from lsr.index.external import write_parts
 from lsr.index.hits import Hits
 from lsr.index.ids import Ids
-from lsr.index.kernels import keeps_contract
 from lsr.index.options import (
     CANDIDATES_PER_HIT,
     HEAP_FACTOR,
@@ -27,13 +26,16 @@ from lsr.index.options import (
     is_count,
 )
 from lsr.index.planner import EXACT, Plan, Setting, fit_plan
+from lsr.index.queries import as_rows, as_sample
 from lsr.index.search import Searcher
 from lsr.index.segment import Segment
 from lsr.index.storage import Manifest, finish, open_index, write_index
-from lsr.vectors import QueryVectors, SparseVectors, as_query_vectors, check_vectors
+from lsr.vectors import QueryVectors, SparseRows, SparseVectors, as_query_vectors, check_vectors
 
 if TYPE_CHECKING:
     from lsr.encoder import Encoder
+
+NUMBERS = (int, float, np.number)
 
 
 class TermMatch(NamedTuple):
@@ -136,7 +138,7 @@ class Index:
         if checked.shape[0] == 0:
             raise InputError("there are no documents to index: the vectors have no row")
         packed = Ids.check(ids, checked.shape[0])
-        queries = None if sample is None else as_query_vectors(sample, checked.shape[1])
+        queries = as_sample(sample, int(checked.shape[1]))
         segment = build_segment(checked, options, threads=threads, progress=progress)
         plan = fit_plan(Searcher(segment), queries, options.plan_queries, seed=options.seed, progress=progress)
         manifest = Manifest(checked.shape[0], checked.shape[1], options, plan.to_dict(), identity)
@@ -179,8 +181,9 @@ class Index:
         recall: float | None = None,
         candidates: int | None = None,
         query_mass: float | None = None,
-        query_cut: int | None = None,
+        query_cut: float | None = None,
         heap_factor: float | None = None,
+        neighbours: int | None = None,
         threads: int | None = None,
     ) -> Hits:
         """Find the k documents with the largest dot product for every query.
@@ -201,9 +204,11 @@ class Index:
             query_mass: walk the lists that add most to scores for their length, until they hold this share
                 of what all the query's lists can add; default 0.8.
             query_cut: walk the blocks (``BuildOptions.seismic``) in the lists of this many of the query's
-                heaviest terms; default 10.
+                heaviest terms, default 10; or, a number below 1, of those that hold this share of its weight.
             heap_factor: skip a block whose summary scores below heap_factor times the k-th best score so
                 far, default 0.9: 0 skips nothing, 1 loses nothing if summaries are whole, above 1 is for speed.
+            neighbours: at last score this many neighbours of each hit (``BuildOptions.neighbours``), too; by
+                default all that a search by blocks has.
             threads: threads over the queries, by default one per core; the result is the same.
 
         Returns:
@@ -213,10 +218,10 @@ class Index:
             InputError: k, a knob or the queries are not acceptable, or the index has no blocks.
             MismatchError: the queries come from another encoder than the index's vectors.
         """
-        check_search_options(k, exact, recall, candidates, query_mass, query_cut, heap_factor)
+        check_search_options(k, exact, recall, candidates, query_mass, query_cut, heap_factor, neighbours)
         check_threads(threads)
         self._check_encoder(queries)
-        vectors = queries if self._is_clean(queries) else as_query_vectors(queries, self.vocabulary_size)
+        vectors = as_rows(queries, self.vocabulary_size)
         if k > len(self):
             message = f"k = {k:,} is more than the {len(self):,} documents: every query gets at most {len(self):,} hits"
             warnings.warn(message, LsrWarning, stacklevel=2)
@@ -226,7 +231,7 @@ class Index:
             mass = QUERY_MASS if query_mass is None else float(query_mass)
             scores, rows, counts = self._searcher.pruned(vectors, reach, wanted, mass, threads)
         else:
-            setting = self._setting(exact, recall, query_cut, heap_factor)
+            setting = self._setting(exact, recall, query_cut, heap_factor, neighbours)
             scores, rows, counts = setting.run(self._searcher, vectors, reach, threads)
         if reach < k:
             padding = ((0, 0), (0, k - reach))
@@ -234,29 +239,33 @@ class Index:
             rows = np.pad(rows, padding, constant_values=-1)
         return Hits(rows, scores, counts, self._ids)
 
-    def _is_clean(self, queries: Any) -> bool:
-        """Whether the queries need neither conversion nor a word: what most of them are, found out in a microsecond."""
-        return (
-            isinstance(queries, csr_array)
-            and len(queries.shape) == 2
-            and queries.shape[1] == self.vocabulary_size
-            and queries.data.dtype == np.float32
-            and len(queries.indptr) == queries.shape[0] + 1
-            and bool(keeps_contract(queries.indptr, queries.indices, queries.data, self.vocabulary_size))
-        )
-
-    def _setting(self, exact: bool, recall: float | None, query_cut: int | None, heap_factor: float | None) -> Setting:
+    def _setting(
+        self, exact: bool, recall: float | None, query_cut: float | None, heap_factor: float | None,
+        neighbours: int | None,
+    ) -> Setting:  # fmt: skip
         if exact:
             return EXACT
-        if query_cut is None and heap_factor is None:
+        if query_cut is None and heap_factor is None and neighbours is None:
             return self.plan.choose(RECALL if recall is None else float(recall))
         if self._segment.blocks is None:
             raise InputError(
-                "the index has no blocks for query_cut and heap_factor: build it with "
+                "the index has no blocks for query_cut, heap_factor and neighbours: build it with "
                 "BuildOptions(seismic=True) (--seismic), or search by recall or candidates"
             )
-        factor = HEAP_FACTOR if heap_factor is None else heap_factor
-        return Setting("blocks", {"query_cut": query_cut or QUERY_CUT, "heap_factor": factor})
+        kept = self._segment.n_neighbours
+        if neighbours is not None and neighbours > kept:
+            raise InputError(
+                f"neighbours={neighbours} is more than the {kept} that the index keeps of a document: "
+                f"build it with BuildOptions(seismic=True, neighbours={neighbours}), or ask for fewer"
+            )
+        return Setting(
+            "blocks",
+            {
+                "query_cut": query_cut or QUERY_CUT,
+                "heap_factor": HEAP_FACTOR if heap_factor is None else heap_factor,
+                "neighbours": kept if neighbours is None else neighbours,
+            },
+        )
 
     def search_batches(self, batches: Iterable[QueryVectors], k: int = 10, **options: Any) -> Iterator[Hits]:
         """Search batch after batch, for more queries than fit into memory; as `search`."""
@@ -271,7 +280,8 @@ class Index:
     def warmup(self) -> None:
         """Compile all search kernels now: the first search of a process else takes seconds longer."""
         nothing = csr_array((1, self.vocabulary_size), dtype=np.float32)
-        self._is_clean(nothing)
+        for query in (nothing, SparseRows.of(nothing), {0: 1.0}):
+            as_rows(query, self.vocabulary_size)
         self._searcher.exact(nothing, 1, 1)
         if self._segment.blocks is not None:
             self._searcher.seismic(nothing, 1, QUERY_CUT, HEAP_FACTOR, 1)
@@ -343,18 +353,22 @@ def check_search_options(
     recall: float | None = None,
     candidates: int | None = None,
     query_mass: float | None = None,
-    query_cut: int | None = None,
+    query_cut: float | None = None,
     heap_factor: float | None = None,
+    neighbours: int | None = None,
 ) -> None:
     """Refuse options of `Index.search` that are out of range, or of two ways to search."""
+    knobs_named = not (candidates is query_mass is query_cut is heap_factor is neighbours is None)
+    if type(k) is int and k > 0 and recall is None and not knobs_named:
+        return  # what is asked most is looked at no further
     if not is_count(k):
         raise InputError(f"k must be an integer of at least 1: got {k!r}")
     by_lists = {"candidates": candidates, "query_mass": query_mass}
-    by_blocks = {"query_cut": query_cut, "heap_factor": heap_factor}
+    by_blocks = {"query_cut": query_cut, "heap_factor": heap_factor, "neighbours": neighbours}
     in_lists, in_blocks = ([n for n, value in knobs.items() if value is not None] for knobs in (by_lists, by_blocks))
     if exact and (in_lists or in_blocks or recall is not None):
         raise InputError(
-            "recall, candidates, query_mass, query_cut and heap_factor are knobs of approximate search: "
+            "recall, candidates, query_mass, query_cut, heap_factor and neighbours are knobs of approximate search: "
             "leave them out of exact search"
         )
     if recall is not None and (in_lists or in_blocks):
@@ -363,9 +377,12 @@ def check_search_options(
         raise InputError(
             f"{' and '.join(in_lists)} goes without {' and '.join(in_blocks)}: they are knobs of another search"
         )
-    for name, count in (("candidates", candidates), ("query_cut", query_cut)):
-        if count is not None and not is_count(count):
-            raise InputError(f"{name} must be an integer of at least 1: got {count!r}")
+    if candidates is not None and not is_count(candidates):
+        raise InputError(f"candidates must be an integer of at least 1: got {candidates!r}")
+    if query_cut is not None and not (is_count(query_cut) or (_is_number(query_cut) and 0 < query_cut < 1)):
+        raise InputError(f"query_cut must be an integer of at least 1, or a share between 0 and 1: got {query_cut!r}")
+    if neighbours is not None and not (is_count(neighbours) or (neighbours == 0 and _is_number(neighbours))):
+        raise InputError(f"neighbours must be an integer of at least 0: got {neighbours!r}")
     for name, share in (("recall", recall), ("query_mass", query_mass)):
         if share is not None and not (_is_number(share) and 0 < share <= 1):
             raise InputError(f"{name} must be a number above 0 and at most 1: got {share!r}")
@@ -374,4 +391,4 @@ def check_search_options(
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    return isinstance(value, NUMBERS) and not isinstance(value, bool)

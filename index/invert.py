@@ -220,11 +220,13 @@ def one_by_one(work: Callable[[int], None], n_tasks: int, what: str) -> None:
         work(task)
 
 
-def invert(vectors: csr_array, n_ranges: int = 1, over_threads: OverThreads = one_by_one) -> Inverted:
-    """Sort the postings by term; within a list, rows ascend."""
+def invert(
+    vectors: csr_array, n_ranges: int = 1, over_threads: OverThreads = one_by_one, counted: Counted | None = None
+) -> Inverted:
+    """Sort the postings by term; within a list, rows ascend. ``counted``, if given, is of these documents."""
     forward = Forward(vectors.indptr.astype(np.int64), vectors.indices, vectors.data)
     vocabulary_size = int(vectors.shape[1])
-    counted = count(forward, vocabulary_size, n_ranges, over_threads)
+    counted = counted or count(forward, vocabulary_size, n_ranges, over_threads)
     ptr = np.concatenate([[0], np.cumsum(counted.lengths)]).astype(np.int64)
     cursors = ptr[:-1] + np.cumsum(counted.counts, axis=0, dtype=np.int64) - counted.counts
     list_of = _numbered(counted.terms, vocabulary_size)
@@ -235,5 +237,5 @@ def invert(vectors: csr_array, n_ranges: int = 1, over_threads: OverThreads = on
             counted.bounds[i], counted.bounds[i + 1], *forward, list_of, cursors[i], rows, weights
         )
 
-    over_threads(work, n_ranges, "inverting")
+    over_threads(work, len(counted.bounds) - 1, "inverting")
     return Inverted(counted.terms, ptr, rows, weights)

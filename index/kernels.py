@@ -7,24 +7,31 @@ Better means a larger score; of equal scores, the smaller row.
 
 import numpy as np
 
-from lsr.numba_support import half_to_float, kernel, prefetch
+from lsr.numba_support import half_to_float, kernel, prefetch, product16
 
 MOST_WEIGHT = np.finfo(np.float32).max
 
 
 @kernel
-def keeps_contract(indptr, terms, weights, vocabulary_size):
-    """Whether CSR rows are as `lsr.vectors.check_vectors` returns them, without a zero: one look at each entry."""
+def take_rows(indptr, terms, weights, vocabulary_size, new_indptr, new_terms, new_weights):
+    """Copy CSR rows that are as `lsr.vectors.check_vectors` returns them, without a zero; False if they are not."""
     if len(indptr) == 0 or indptr[0] != 0 or indptr[-1] != len(terms) or len(terms) != len(weights):
         return False
+    new_indptr[0] = 0
     for row in range(len(indptr) - 1):
-        if indptr[row + 1] < indptr[row] or indptr[row + 1] > len(terms):
+        start, stop = indptr[row], indptr[row + 1]
+        if stop < start or stop > len(terms):
             return False
-        last = -1
-        for p in range(indptr[row], indptr[row + 1]):
+        last = np.int64(-1)
+        for p in range(start, stop):
             if terms[p] <= last or terms[p] >= vocabulary_size or not (0 < weights[p] <= MOST_WEIGHT):
                 return False
-            last = terms[p]
+            last = np.int64(terms[p])
+            new_terms[p] = last
+            new_weights[p] = weights[p]
+            if new_weights[p] == 0:  # a float64 too small for float32
+                return False
+        new_indptr[row + 1] = stop
     return True
 
 
@@ -155,6 +162,8 @@ def _score_rows(
     (bound + beyond) * unit + rounding is never below a document's score.
     """
     for i in range(n_rows):
+        if i + 2 * AHEAD < n_rows:
+            prefetch(forward_ptr, rows[i + 2 * AHEAD])
         if i + AHEAD < n_rows:
             _fetch(rows[i + AHEAD], forward_ptr, forward_terms, forward_weights)
         most = (bounds[i] + beyond) * unit + rounding
@@ -188,6 +197,8 @@ BUCKET = 4  # bits: bounds are counted in buckets of 16 units
 BUCKETS = 2 ** (15 - BUCKET)
 LINE = 32  # 16-bit elements in a cache line
 AHEAD = 4  # documents between asking for one and scoring it
+CHUNK = 1024  # codes of a dense list added between asking for more
+BYTES = 64  # in a cache line
 
 
 @kernel
@@ -271,22 +282,32 @@ def _share(multipliers, order, n, mass):
 def _add_dense(accumulator, documents, codes, begin, multiplier):
     """Add a list that has a code for every document.
 
-    Over slices, whose positions Numba knows not to be negative, LLVM makes it a loop over vectors.
+    Over slices, whose positions Numba knows not to be negative, and with products of 16 bits, LLVM makes it a
+    loop over vectors.
     """
-    factor = np.uint16(multiplier)
-    sums, parts = accumulator[:documents], codes[begin : begin + documents]
-    for d in range(len(sums)):
-        code = np.uint16(parts[d])
-        product = np.uint16((np.uint32(factor) * np.uint32(np.uint16(code << np.uint16(8)))) >> np.uint32(16))
-        sums[d] = np.uint16(sums[d] + product + min(code, np.uint16(1)))
+    high, low = np.uint16(np.int64(multiplier) >> 8), np.uint16(np.int64(multiplier) & 255)
+    for first in range(0, documents, CHUNK):
+        size = min(CHUNK, documents - first)
+        _fetch_bytes(codes, begin + first + 4 * CHUNK, size)
+        sums, parts = accumulator[first : first + size], codes[begin + first : begin + first + size]
+        for d in range(len(sums)):
+            code = np.uint16(parts[d])
+            rest = np.uint16(product16(code, low) + np.uint16(255)) >> np.uint16(8)
+            sums[d] = np.uint16(sums[d] + product16(code, high) + rest)
+
+
+@kernel
+def _contribution(code, factor):
+    return np.uint16((factor * np.uint32(code) + np.uint32(255)) >> np.uint32(8))
 
 
 @kernel
 def _add_window(accumulator, rows, codes, begin, end, multiplier):
-    """Add the postings of a window of a windowed list."""
+    """Add the postings of a window of a windowed list: over slices, too, at half the cost."""
     factor = np.uint32(multiplier)
-    for p in range(begin, end):
-        accumulator[rows[p]] += np.uint16(((factor * np.uint32(codes[p])) >> np.uint32(8)) + np.uint32(1))
+    to, parts = rows[begin:end], codes[begin:end]
+    for p in range(len(to)):
+        accumulator[to[p]] += _contribution(parts[p], factor)
 
 
 @kernel
@@ -295,9 +316,27 @@ def _add_short(accumulator, rows, codes, begin, end, first_row, multiplier):
     factor = np.uint32(multiplier)
     p = begin
     while p < end and np.int64(rows[p]) - first_row < len(accumulator):
-        accumulator[np.int64(rows[p]) - first_row] += np.uint16(((factor * np.uint32(codes[p])) >> 8) + 1)
+        accumulator[np.int64(rows[p]) - first_row] += _contribution(codes[p], factor)
         p += 1
     return p
+
+
+@kernel
+def _fetch_bytes(codes, begin, size):
+    for p in range(begin, begin + size, BYTES):
+        prefetch(codes, p)
+
+
+@kernel
+def _fetch_list(kind, place, window, first_row, dense_codes, window_ptr, window_rows, window_codes):
+    """Ask for a list's part in a window while the list before it is added: of a dense one, for its begin."""
+    if kind == 2:
+        _fetch_bytes(dense_codes, place + first_row, 4 * CHUNK)
+    elif kind == 1:
+        begin, end = window_ptr[place + window], window_ptr[place + window + 1]
+        _fetch_bytes(window_codes, begin, end - begin)
+        for p in range(begin, end, LINE):
+            prefetch(window_rows, p)
 
 
 @kernel
@@ -376,6 +415,12 @@ def _walk(
         documents = min(window, n_documents - first_row)
         n_words = (documents + 4 * BLOCK_WORDS - 1) // (4 * BLOCK_WORDS) * BLOCK_WORDS
         for i in range(walked):
+            if i + 1 < walked:
+                following = matched[order[i + 1]]
+                _fetch_list(
+                    list_kind[following], list_place[following], w, first_row,
+                    dense_codes, window_ptr, window_rows, window_codes,
+                )  # fmt: skip
             listed, multiplier = matched[order[i]], multipliers[order[i]]
             place = list_place[listed]
             if list_kind[listed] == 2:

@@ -60,6 +60,8 @@ class BuildOptions:
         min_block_size: smaller clusters are dissolved into their neighbours.
         centroid_terms: heaviest terms of a document that choose its block.
         summary_energy: share of a summary's L1 mass that is kept, 0 to 1; 1 keeps all.
+        neighbours: of each document, the nearest that are kept, so that search can score those of its hits
+            (SeismicWave, Bruch et al., CIKM 2024, arXiv 2408.04443); 0 keeps none.
         seed: of the random choice of centroids, and of the planner's documents.
     """
 
@@ -76,6 +78,7 @@ class BuildOptions:
     min_block_size: int = 10
     centroid_terms: int = 15
     summary_energy: float = 0.55
+    neighbours: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -89,6 +92,7 @@ class BuildOptions:
             "min_block_size": (is_count(self.min_block_size), "an integer of at least 1"),
             "centroid_terms": (is_count(self.centroid_terms), "an integer of at least 1"),
             "summary_energy": (_between(self.summary_energy, 1), "above 0 and at most 1"),
+            "neighbours": (self.neighbours == 0 or is_count(self.neighbours), "an integer of at least 0"),
             "weights": (self.weights in WEIGHTS, f"one of {', '.join(WEIGHTS)}"),
             "dense_share": (_between(self.dense_share, 2), "above 0 and at most 2 (above 1: never)"),
             "plan_queries": (self.plan_queries == 0 or is_count(self.plan_queries), "an integer of at least 0"),
@@ -98,6 +102,8 @@ class BuildOptions:
         for name, (holds, rule) in rules.items():
             if not holds:
                 raise InputError(f"the build option {name} must be {rule}: got {getattr(self, name)!r}")
+        if self.neighbours and not self.seismic:
+            raise InputError("the build option neighbours refines search by blocks: add seismic=True, or leave it at 0")
 
     @classmethod
     def lossless(cls, **changes: Any) -> "BuildOptions":

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.sparse import csr_array
 from tqdm import tqdm
 
-from lsr.errors import FormatError
+from lsr.errors import FormatError, InputError
 from lsr.index.search import Found, Searcher
 
 #: Hits for which settings are tried. The candidates of a setting grow with the hits wanted.
@@ -26,8 +26,8 @@ SMALL = 10_000
 #: Heaviest terms of a document that make a sample query where none are given.
 QUERY_TERMS = 24
 
-QUERY_MASSES = (0.5, 0.6, 0.7, 0.8, 0.9)
-CANDIDATES_PER_HIT = (2, 5, 10, 20)
+QUERY_MASSES = (0.5, 0.6, 0.7, 0.75, 0.8, 0.9)
+CANDIDATES_PER_HIT = (2, 3, 5, 10, 20)
 QUERY_CUTS = (4, 6, 10)
 HEAP_FACTORS = (0.9, 1.1, 1.35)
 
@@ -37,7 +37,8 @@ class Setting:
     """A way to search with its knobs, and what it reached on the sample.
 
     Attributes:
-        regime: "exact", "lists" (query_mass, candidates_per_hit) or "blocks" (query_cut, heap_factor).
+        regime: "exact", "lists" (query_mass, candidates_per_hit) or "blocks" (query_cut, heap_factor, and
+            neighbours where there is a graph).
         knobs: by name.
         recall: share of the exact top 10 that was found, the mean over the queries.
         error: the standard error of that mean.
@@ -57,7 +58,8 @@ class Setting:
             return searcher.exact(queries, k, threads)
         if self.regime == "lists":
             return searcher.pruned(queries, k, int(knobs["candidates_per_hit"]) * k, knobs["query_mass"], threads)
-        return searcher.seismic(queries, k, int(knobs["query_cut"]), knobs["heap_factor"], threads)
+        neighbours = int(knobs.get("neighbours", 0))
+        return searcher.seismic(queries, k, knobs["query_cut"], knobs["heap_factor"], threads, neighbours)
 
     def __str__(self) -> str:
         knobs = ", ".join(f"{name}={value:g}" for name, value in self.knobs.items())
@@ -141,6 +143,9 @@ def fit_plan(
         n_queries: 0 for no plan.
         seed: of the choice of documents.
         progress: show a progress bar on stderr.
+
+    Raises:
+        InputError: no query of the given sample has a hit.
     """
     if queries is None and (n_queries == 0 or searcher.segment.n_documents < SMALL):
         return Plan()
@@ -149,6 +154,11 @@ def fit_plan(
         queries = queries_of_documents(searcher, n_queries, seed)
     settings = [EXACT, *_settings(searcher)]
     truth = searcher.exact(queries, K, 1)  # compiles, too
+    if sample == "given" and not truth[2].any():
+        raise InputError(
+            "no query of the sample shares a term with the documents, so that nothing can be learnt from it: "
+            "encode the sample with the documents' encoder, or give none"
+        )
     tried = []
     with tqdm(settings, desc="trying settings", disable=not progress or None) as bar:
         for setting in bar:
@@ -165,8 +175,10 @@ def _settings(searcher: Searcher) -> Iterator[Setting]:
     for mass, per_hit in product(QUERY_MASSES, CANDIDATES_PER_HIT):
         yield Setting("lists", {"query_mass": mass, "candidates_per_hit": per_hit})
     if searcher.segment.blocks is not None:
+        width = searcher.segment.n_neighbours
+        graph = {"neighbours": width} if width else {}
         for cut, factor in product(QUERY_CUTS, HEAP_FACTORS):
-            yield Setting("blocks", {"query_cut": cut, "heap_factor": factor})
+            yield Setting("blocks", {"query_cut": cut, "heap_factor": factor, **graph})
 
 
 def _timed(setting: Setting, searcher: Searcher, queries: csr_array) -> tuple[Found, float]:

@@ -1,9 +1,9 @@
 """Calling the search kernels: queries over threads, each thread with scratch of its own."""
 
 import os
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,14 +11,18 @@ from scipy.sparse import csr_array
 
 from lsr.index import kernels, seismic_kernels
 from lsr.index.segment import WINDOW, Array, Segment, bits_of
+from lsr.vectors import SparseRows
 
 #: Above this, 16-bit accumulators would be too coarse: every document is scored instead.
 MOST_QUERY_TERMS = 8_000
 
 #: Share of what a query's lists can add to a score that exact search walks at first, and how many
 #: documents it may then have to score before it walks the others too (measured on splade-tiny vectors).
-EXACT_MASS = 0.97
+EXACT_MASS = 0.985
 MOST_FOUND = 1_000
+
+#: Checked rows; csr_array rows are copied.
+Queries: TypeAlias = SparseRows | csr_array
 
 Found = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]
 
@@ -70,21 +74,19 @@ class Searcher:
     def __init__(self, segment: Segment) -> None:
         self.segment = segment
         self._forward = bits_of(segment.forward)
+        self._neighbours = np.zeros(0, np.int32) if segment.neighbours is None else segment.neighbours.rows
         self._most_blocks = 0 if segment.blocks is None else int(np.diff(segment.blocks.ptr).max(initial=0))
-        self._free: list[_Scratch] = []
-        self._lock = threading.Lock()
+        self._free: list[_Scratch] = []  # pop and append are atomic
 
-    def exact(self, queries: csr_array, k: int, threads: int | None = None) -> Found:
+    def exact(self, queries: Queries, k: int, threads: int | None = None) -> Found:
         """Exact top k: (scores, rows, counts) of shapes (n, k), (n, k), (n,)."""
         return self._lists(queries, k, 0, EXACT_MASS, threads)
 
-    def pruned(
-        self, queries: csr_array, k: int, candidates: int, query_mass: float, threads: int | None = None
-    ) -> Found:
+    def pruned(self, queries: Queries, k: int, candidates: int, query_mass: float, threads: int | None = None) -> Found:
         """Top k of the ``candidates`` documents that look best by the query's heaviest lists, as `exact`."""
         return self._lists(queries, k, min(max(candidates, k), self.segment.n_documents), query_mass, threads)
 
-    def _lists(self, queries: csr_array, k: int, candidates: int, mass: float, threads: int | None) -> Found:
+    def _lists(self, queries: Queries, k: int, candidates: int, mass: float, threads: int | None) -> Found:
         segment = self.segment
         longest = _longest(queries)
 
@@ -101,26 +103,30 @@ class Searcher:
 
     def seismic(
         self,
-        queries: csr_array,
+        queries: Queries,
         k: int,
-        query_cut: int,
+        query_cut: float,
         heap_factor: float,
         threads: int | None = None,
+        neighbours: int = 0,
     ) -> Found:
-        """Top k by the blocks of the query_cut heaviest terms' lists, as `exact`."""
+        """Top k by the blocks of the heaviest terms' lists, and the neighbours of these hits, as `exact`.
+
+        query_cut: so many terms; or, below 1, those that hold this share of the query's weight.
+        """
         segment = self.segment
         if segment.blocks is None or segment.summaries is None:
             raise AssertionError("the caller checks that blocks were built")
         blocks, summaries = segment.blocks, segment.summaries
         longest = _longest(queries)
-        cut = min(query_cut, longest)
+        cut, share = (longest, query_cut) if query_cut < 1 else (min(int(query_cut), longest), np.inf)
         most_blocks = cut * self._most_blocks
 
         def work(
             first: int, last: int, scratch: _Scratch, arguments: tuple[Array, ...], k: int, results: Found
         ) -> None:
             seismic_kernels.search_seismic(
-                *arguments, first, last, segment.lists.terms, *self._forward, *blocks, *summaries,
+                *arguments, first, last, segment.lists.terms, *self._forward, *blocks, *summaries, self._neighbours,
                 scratch.zeros("dense_query", segment.vocabulary_size, np.float32),
                 scratch.zeros("in_query", segment.vocabulary_size, np.uint8),
                 scratch.zeros("places", segment.vocabulary_size + 1, np.uint32),
@@ -131,30 +137,29 @@ class Searcher:
                 scratch.zeros("block_order", 2 * most_blocks, np.int64),
                 scratch.zeros("block_counts", seismic_kernels.STEPS + 1, np.int64),
                 scratch.zeros("chosen", max(cut, 1), np.int64),
-                cut, np.float32(heap_factor), k, *results,
+                cut, share, np.float32(heap_factor), neighbours, k, *results,
             )  # fmt: skip
 
         return self._run(work, queries, k, threads)
 
-    def _run(self, work, queries: csr_array, k: int, threads: int | None) -> Found:  # type: ignore[no-untyped-def]
+    def _run(self, work, queries: Queries, k: int, threads: int | None) -> Found:  # type: ignore[no-untyped-def]
         """Cut the queries into one range per thread and let ``work`` fill the results."""
-        n = queries.shape[0]
-        scores = np.full(n * k, -np.inf, dtype=np.float32)
-        rows = np.full(n * k, -1, dtype=np.int64)
+        given = queries if isinstance(queries, SparseRows) else SparseRows.of(queries)
+        arguments = given.indptr, given.indices, given.data
+        n = len(given.indptr) - 1
+        scores, rows = np.empty(n * k, dtype=np.float32), np.empty(n * k, dtype=np.int64)
+        scores.fill(-np.inf)
+        rows.fill(-1)
         counts = np.zeros(n, dtype=np.int64)
-        arguments = (
-            queries.indptr.astype(np.int64),
-            queries.indices.astype(np.int64),
-            np.array(queries.data),
-        )
-        workers = max(1, min(threads or os.cpu_count() or 1, n))
+        workers = 1 if n == 1 else max(1, min(threads or os.cpu_count() or 1, n))  # counting cores takes 10 µs
 
         def task(first: int, last: int) -> None:
-            with self._lock:
-                scratch = self._free.pop() if self._free else _Scratch()
+            try:
+                scratch = self._free.pop()
+            except IndexError:
+                scratch = _Scratch()
             work(first, last, scratch, arguments, k, (scores, rows, counts))
-            with self._lock:  # not given back after an error: its arrays may not be clean
-                self._free.append(scratch)
+            self._free.append(scratch)  # not given back after an error: its arrays may not be clean
 
         if workers == 1:
             task(0, n)
@@ -166,6 +171,6 @@ class Searcher:
         return scores.reshape(n, k), rows.reshape(n, k), counts
 
 
-def _longest(queries: csr_array) -> int:
+def _longest(queries: Queries) -> int:
     """Terms of the longest query."""
-    return len(queries.indices) if queries.shape[0] == 1 else int(np.diff(queries.indptr).max(initial=0))
+    return len(queries.indices) if len(queries.indptr) == 2 else int(np.diff(queries.indptr).max(initial=0))

@@ -96,10 +96,20 @@ class Summaries(NamedTuple):
     codes: Array
 
 
+class Neighbours(NamedTuple):
+    """The documents nearest to each document, by dot product (SeismicWave's graph).
+
+    rows int32 (documents * `BuildOptions.neighbours`): document by document, the nearest first; -1 from where there
+    are no more.
+    """
+
+    rows: Array
+
+
 class Segment(NamedTuple):
     """One immutable set of documents with everything that answers queries on it.
 
-    blocks and summaries are None where the index was built without Seismic.
+    blocks and summaries are None where the index was built without Seismic, neighbours without a graph.
     """
 
     n_documents: int
@@ -108,6 +118,7 @@ class Segment(NamedTuple):
     lists: Lists
     blocks: Blocks | None
     summaries: Summaries | None
+    neighbours: Neighbours | None = None
 
     def families(self) -> dict[str, NamedTuple]:
         """The families of arrays by name."""
@@ -116,8 +127,14 @@ class Segment(NamedTuple):
             "lists": self.lists,
             "blocks": self.blocks,
             "summaries": self.summaries,
+            "neighbours": self.neighbours,
         }
         return {name: family for name, family in named.items() if family is not None}
+
+    @property
+    def n_neighbours(self) -> int:
+        """Neighbours kept of each document, 0 without a graph."""
+        return 0 if self.neighbours is None else len(self.neighbours.rows) // self.n_documents
 
     def sizes(self) -> dict[str, int]:
         """Bytes by family."""
@@ -191,6 +208,8 @@ def check_segment(segment: Segment) -> None:
             "summaries.terms": len(summaries.terms) == len(summaries.further) == summaries.ptr[-1],
             "summaries": len(summaries.blocks) == len(summaries.codes) == summaries.begin[-1],
         }
+    if segment.neighbours is not None:
+        rules["neighbours.rows"] = len(segment.neighbours.rows) % segment.n_documents == 0
     wrong = [name for name, holds in rules.items() if not holds]
     if wrong:
         raise FormatError(f"the index's arrays do not fit together ({', '.join(wrong)}): build it again")

@@ -70,15 +70,21 @@ def _fetch(row, forward_ptr, forward_terms, forward_weights):
 
 
 @kernel
-def _heaviest_lists(query_terms, query_weights, start, stop, list_terms, cut, chosen):
-    """Write the lists of the ``cut`` heaviest query terms to ``chosen``, heaviest first; returns how many.
+def _heaviest_lists(query_terms, query_weights, start, stop, list_terms, cut, share, chosen):
+    """Write the lists of the heaviest query terms to ``chosen``, heaviest first; returns how many.
 
-    Selection goes over all of the query's terms, those without a list included.
+    Terms are taken until there are ``cut`` of them, or they hold ``share`` of the sum of the query's weights.
+    All of the query's terms count, those without a list included.
     """
+    total, held = 0.0, 0.0
+    for q in range(start, stop):
+        total += query_weights[q]
     n_chosen = 0
     bound_weight = np.float32(np.inf)
     bound = -1
     for _ in range(min(cut, stop - start)):
+        if held >= share * total:
+            break
         best = -1
         for q in range(start, stop):
             weight = query_weights[q]
@@ -86,6 +92,7 @@ def _heaviest_lists(query_terms, query_weights, start, stop, list_terms, cut, ch
             if behind and (best < 0 or weight > query_weights[best]):
                 best = q
         bound_weight, bound = query_weights[best], best
+        held += query_weights[best]
         listed = _find(list_terms, 0, len(list_terms), query_terms[best])
         if listed >= 0:
             chosen[n_chosen] = listed
@@ -147,17 +154,20 @@ def _order(scores, n, counts, order):
 
 
 @kernel
-def _score_block(
-    begin, end, block_rows, forward_ptr, forward_terms, forward_weights, dense_query, in_query, places,
-    visited, seen, n_seen, k, hit_scores, hit_rows, base, size,
+def _note(row, visited, seen, n_seen):
+    """Add a document to those seen, unless it is among them; returns how many there are."""
+    seen[n_seen] = row
+    n_seen += 1 - np.intp(visited[row])
+    visited[row] = 1
+    return n_seen
+
+
+@kernel
+def _score_seen(
+    first, n_seen, seen, forward_ptr, forward_terms, forward_weights, dense_query, in_query, places,
+    k, hit_scores, hit_rows, base, size,
 ):  # fmt: skip
-    """Score a block's unseen documents exactly and offer them; returns (hits, documents seen)."""
-    first = n_seen
-    for p in range(begin, end):
-        row = block_rows[p]
-        seen[n_seen] = row
-        n_seen += 1 - np.intp(visited[row])
-        visited[row] = 1
+    """Score the documents seen from ``first`` on exactly and offer them; returns the number of hits."""
     for i in range(first, min(first + AHEAD, n_seen)):
         _fetch(seen[i], forward_ptr, forward_terms, forward_weights)
     for i in range(first, n_seen):
@@ -166,7 +176,19 @@ def _score_block(
         score = _score(seen[i], forward_ptr, forward_terms, forward_weights, dense_query, in_query, places)
         if score > 0:
             size = _offer(hit_scores, hit_rows, base, size, k, score, seen[i])
-    return size, n_seen
+    return size
+
+
+@kernel
+def _see_neighbours(neighbour_rows, width, wanted, hit_rows, base, size, visited, seen, n_seen):
+    """Add the first ``wanted`` of the ``width`` neighbours of every hit to the documents seen; -1 ends a row."""
+    for hit in range(base, base + size):
+        begin = hit_rows[hit] * width
+        for p in range(begin, begin + wanted):
+            if neighbour_rows[p] < 0:
+                break
+            n_seen = _note(neighbour_rows[p], visited, seen, n_seen)
+    return n_seen
 
 
 @kernel
@@ -174,11 +196,13 @@ def search_seismic(
     query_ptr, query_terms, query_weights, first, last, list_terms,
     forward_ptr, forward_terms, forward_weights,
     block_ptr, block_start, block_rows, block_minimum, block_step,
-    summary_ptr, summary_terms, summary_further, summary_begin, entry_blocks, entry_codes,
+    summary_ptr, summary_terms, summary_further, summary_begin, entry_blocks, entry_codes, neighbour_rows,
     dense_query, in_query, places, visited, seen, block_scores, blocks, order, counts, chosen,
-    query_cut, heap_factor, k, hit_scores, hit_rows, hit_counts,
+    query_cut, query_share, heap_factor, neighbours, k, hit_scores, hit_rows, hit_counts,
 ):  # fmt: skip
     """Approximate top k of queries ``first`` to ``last``: Seismic's algorithm 2, with all lists' blocks in one order.
+
+    Then the neighbours of the hits are scored, too (SeismicWave, CIKM 2024).
 
     Args:
         query_ptr, …, list_terms: as in `kernels.search_lists`.
@@ -188,16 +212,21 @@ def search_seismic(
         visited: scratch, uint8 zeros (documents,); left zero. seen: scratch, int64 (documents + 1,).
         block_scores, blocks, order: scratch, float32, int64 and int64 (twice as long), for the blocks of
             the lists walked. counts: scratch, int64 (STEPS + 1,). chosen: int64, for query_cut lists.
-        query_cut: lists walked. heap_factor: a block is skipped once there are k hits and its summary
-            scores below heap_factor times the worst of them.
+        neighbour_rows: see `lsr.index.segment.Neighbours`.
+        query_cut, query_share: the heaviest terms' lists are walked, until there are so many or they hold
+            this share of the query's weight.
+        heap_factor: a block is skipped once there are k hits and its summary scores below heap_factor
+            times the worst of them.
+        neighbours: of each hit, scored at last; at most as many as are kept of a document.
     """
+    width = len(neighbour_rows) // (len(forward_ptr) - 1)
     for query in range(first, last):
         start, stop = query_ptr[query], query_ptr[query + 1]
         base = query * k
         for q in range(start, stop):
             dense_query[query_terms[q]] = query_weights[q]
             in_query[query_terms[q]] = query_weights[q] > 0
-        n_chosen = _heaviest_lists(query_terms, query_weights, start, stop, list_terms, query_cut, chosen)
+        n_chosen = _heaviest_lists(query_terms, query_weights, start, stop, list_terms, query_cut, query_share, chosen)
         n = 0
         for i in range(n_chosen):
             listed = chosen[i]
@@ -213,10 +242,19 @@ def search_seismic(
         for i in range(n):
             if size == k and block_scores[order[i]] < heap_factor * hit_scores[base + k - 1]:
                 continue
-            block = blocks[order[i]]
-            size, n_seen = _score_block(
-                block_start[block], block_start[block + 1], block_rows, forward_ptr, forward_terms, forward_weights,
-                dense_query, in_query, places, visited, seen, n_seen, k, hit_scores, hit_rows, base, size,
+            block, unseen = blocks[order[i]], n_seen
+            for p in range(block_start[block], block_start[block + 1]):
+                n_seen = _note(block_rows[p], visited, seen, n_seen)
+            size = _score_seen(
+                unseen, n_seen, seen, forward_ptr, forward_terms, forward_weights, dense_query, in_query, places,
+                k, hit_scores, hit_rows, base, size,
+            )  # fmt: skip
+        if neighbours > 0:
+            unseen = n_seen
+            n_seen = _see_neighbours(neighbour_rows, width, neighbours, hit_rows, base, size, visited, seen, n_seen)
+            size = _score_seen(
+                unseen, n_seen, seen, forward_ptr, forward_terms, forward_weights, dense_query, in_query, places,
+                k, hit_scores, hit_rows, base, size,
             )  # fmt: skip
         for i in range(n_seen):
             visited[seen[i]] = 0

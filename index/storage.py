@@ -24,6 +24,7 @@ from lsr.index.segment import (
     Blocks,
     Forward,
     Lists,
+    Neighbours,
     Segment,
     Summaries,
     check_segment,
@@ -33,7 +34,9 @@ from lsr.index.segment import (
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 CHECKED = "checked.json"
-FAMILIES: dict[str, Any] = {"forward": Forward, "lists": Lists, "blocks": Blocks, "summaries": Summaries}
+FAMILIES: dict[str, Any] = {
+    "forward": Forward, "lists": Lists, "blocks": Blocks, "summaries": Summaries, "neighbours": Neighbours,
+}  # fmt: skip
 
 
 @dataclass
@@ -121,8 +124,10 @@ def open_index(folder: Path, *, verify: bool = False) -> tuple[Manifest, Segment
     check_files(folder, manifest, verify=verify)
     place = folder / manifest.segments[0]
     families: dict[str, Any] = {}
+    seismic, graph = manifest.options.seismic, manifest.options.neighbours > 0
+    kept = {"forward": True, "lists": True, "blocks": seismic, "summaries": seismic, "neighbours": graph}
     for name, family in FAMILIES.items():
-        if name in ("blocks", "summaries") and not manifest.options.seismic:
+        if not kept[name]:
             families[name] = None
         else:
             families[name] = family(*(open_array(place / f"{name}.{part}.npy") for part in family._fields))

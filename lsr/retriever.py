@@ -13,7 +13,7 @@ from scipy.sparse import csr_array
 
 from lsr.bm25 import Bm25
 from lsr.corpus import CorpusSource, read_corpus
-from lsr.encoder import ENCODER_FILE, Encoded, Encoder, TextEncoder, encode_queries, warn_about
+from lsr.encoder import ENCODER_FILE, Encoded, Encoder, TextEncoder, encode_queries, query_rows, warn_about
 from lsr.encoding import encode_corpus, encode_shards
 from lsr.errors import InputError, LsrError, MismatchError
 from lsr.files import check_target, new_folder
@@ -76,6 +76,7 @@ class Retriever:
         *,
         options: BuildOptions | None = None,
         vectors: str | os.PathLike[str] | None = None,
+        sample: Iterable[str | Query] | None = None,
         threads: int | None = None,
         max_memory: int | str | None = None,
         progress: bool = False,
@@ -92,6 +93,8 @@ class Retriever:
             vectors: folder where the encoded vectors are kept for later calls. With ``path`` they
                 are by default kept beside it until the index is complete, so that an interrupted
                 build resumes.
+            sample: questions like those to come, on which the planner tries its settings; by default queries are
+                made from documents.
             threads: threads of the index build.
             max_memory: as in `Index.build`: with it, vectors and texts go to ``path`` shard by shard; what
                 stays in memory is the encoder, a shard, and the ids.
@@ -115,6 +118,7 @@ class Retriever:
         documents = read_corpus(corpus)
         if isinstance(encoder, Bm25):
             encoder = encoder.fit(documents, progress=progress)
+        questions = None if sample is None else _sample_of(encoder, sample)
         temporary = None
         if path is not None and vectors is None and not encoder.documents.light:
             temporary = vectors = Path(path).with_name(f".{Path(path).name}.vectors")
@@ -122,8 +126,9 @@ class Retriever:
             with new_folder(path, overwrite=overwrite) as folder:
                 shards = encode_shards(documents, encoder, vectors, progress=progress)
                 manifest = _write_parts(
-                    folder, shards, encoder, options=options, threads=threads, max_memory=max_memory, progress=progress
-                )
+                    folder, shards, encoder, options=options, sample=questions, threads=threads, max_memory=max_memory,
+                    progress=progress,
+                )  # fmt: skip
                 _save_encoder(folder, encoder)
                 finish(folder, manifest)
             if temporary is not None:
@@ -138,8 +143,9 @@ class Retriever:
 
         encoded = encode_corpus(documents, encoder, vectors, keep=keep, progress=progress)
         index = Index.build(
-            encoded.vectors, encoded.ids, options=options, encoder=encoder, threads=threads, progress=progress
-        )
+            encoded.vectors, encoded.ids, options=options, encoder=encoder, sample=questions, threads=threads,
+            progress=progress,
+        )  # fmt: skip
         queries = encoder.queries
         retriever = cls(index, StringTable.of(titles), StringTable.of(texts), lambda: queries)
         if path is not None:
@@ -214,7 +220,7 @@ class Retriever:
 
     def search_many(self, queries: Sequence[str | Query], k: int = 10, **options: Any) -> Hits:
         """The k best documents for every question, as arrays."""
-        return self.index.search(self.encode_queries(queries), k, **options)
+        return self.index.search(query_rows(self.queries, queries), k, **options)
 
     def run(self, queries: Sequence[Query], k: int = 100, name: str = "lsr", **options: Any) -> Run:
         """The ranked lists for queries with ids, for evaluation."""
@@ -235,10 +241,16 @@ class Retriever:
 
     def _texts_of(self, hits: Hits, query: int) -> list[Hit]:
         rows = hits.rows[query, : hits.counts[query]]
-        return [
-            Hit(doc_id, score, self._texts[row], self._titles[row])
-            for row, (doc_id, score) in zip(rows, hits[query], strict=True)
-        ]
+        found = zip(hits[query], self._texts.many(rows), self._titles.many(rows), strict=True)
+        return [Hit(doc_id, score, text, title) for (doc_id, score), text, title in found]
+
+
+def _sample_of(encoder: Encoder, sample: Iterable[str | Query]) -> SparseVectors:
+    """The planner's questions as vectors, before the long work begins."""
+    questions = sample if isinstance(sample, str) else list(sample)  # one text is refused by `encode_queries`
+    if not questions:
+        raise InputError("the sample has no question: give some like those to come, or no sample")
+    return encoder.encode_queries(questions)
 
 
 def _save_encoder(folder: Path, encoder: Encoder) -> None:

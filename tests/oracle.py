@@ -58,7 +58,7 @@ def bounds(query: np.ndarray, documents: np.ndarray, terms: list[int]) -> np.nda
             weight, step = float(documents[row, term]), float(steps[term])
             code = int(np.ceil(weight / step))
             code += step * code < weight
-            bound[row] += multiplier * code // 256 + 1
+            bound[row] += -(-multiplier * code // 256)
     return bound
 
 

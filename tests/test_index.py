@@ -186,7 +186,7 @@ def test_blocks_are_an_option():
     assert set(plain.sizes()) == {"forward", "lists", "ids"}
     assert set(blocked.sizes()) == {"forward", "lists", "blocks", "summaries", "ids"}
     for knob in ({"query_cut": 3}, {"heap_factor": 0.5}):
-        with pytest.raises(InputError, match="the index has no blocks for query_cut and heap_factor"):
+        with pytest.raises(InputError, match="the index has no blocks for query_cut, heap_factor and neighbours"):
             plain.search(QUERIES, 5, **knob)
 
 

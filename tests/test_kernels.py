@@ -17,7 +17,7 @@ from lsr.index.prune import prune
 from lsr.index.search import Searcher
 from lsr.index.segment import DENSE_LIST, SHORT_LIST, WINDOW, WINDOWED_LIST, check_segment, n_windows, padded
 from lsr.numba_support import half_to_float, kernel
-from lsr.vectors import check_vectors
+from lsr.vectors import SparseRows, check_vectors
 
 settings.register_profile("kernels", max_examples=60, deadline=None)
 settings.load_profile("kernels")
@@ -311,4 +311,27 @@ def test_rows_that_keep_the_contract_are_told_from_others(documents, damage):
         indptr[-1] += 1
     elif damage != "nothing":
         weights[0] = {"negative": -1, "nan": np.nan, "infinite": np.inf, "zero": 0}[damage]
-    assert kernels.keeps_contract(indptr, terms, weights, size) == (damage == "nothing")
+    rows = SparseRows.empty(len(indptr) - 1, len(terms), size)
+    copied = kernels.take_rows(indptr, terms, weights, size, rows.indptr, rows.indices, rows.data)
+    assert copied == (damage == "nothing")
+    if copied:
+        assert (rows.to_csr() != documents).nnz == 0
+
+
+@given(
+    st.lists(st.integers(0, 255), min_size=1, max_size=300),
+    st.sampled_from([1, 700, 1_023, 1_024, 1_025, 3_000]),
+    st.integers(0, 32_896),
+)
+@settings(max_examples=20)
+def test_contributions_are_rounded_up_by_vectors_and_one_by_one_alike(codes, length, multiplier):
+    """The largest multiplier is that of a query of one term."""
+    codes = np.resize(np.array(codes, dtype=np.uint8), length)
+    expected = -(-codes.astype(np.int64) * multiplier // 256)
+    sums = np.full(length + 5, 9, dtype=np.uint16)
+    kernels._add_dense(sums, length, np.concatenate([[7], codes, [7]]).astype(np.uint8), 1, float(multiplier))
+    assert sums.tolist() == [*(9 + expected), *[9] * 5]
+    one_by_one = np.zeros(length, dtype=np.uint16)
+    rows = np.arange(length, dtype=np.uint16)
+    kernels._add_window(one_by_one, rows, codes, 0, length, float(multiplier))
+    assert one_by_one.tolist() == expected.tolist()

@@ -48,7 +48,7 @@ def test_every_setting_is_tried_and_its_recall_is_what_search_reaches(small_is_l
     assert index.plan.sample == "given"
     assert index.plan.n_queries == 30
     regimes = [setting.regime for setting in index.plan.settings]
-    assert (regimes[0], regimes.count("lists"), regimes.count("blocks")) == ("exact", 20, 9)
+    assert (regimes[0], regimes.count("lists"), regimes.count("blocks")) == ("exact", 30, 9)
     exact = index._searcher.exact(QUERIES, 10, 1)
     for setting in index.plan.settings:
         found = setting.run(index._searcher, QUERIES, 10, 1)
@@ -82,6 +82,14 @@ def test_sample_queries_are_made_of_documents_heaviest_terms(small_is_large, mon
         (terms,) = (np.flatnonzero(query),)
         sources = [row for row in dense if all(row[terms] == query[terms])]
         assert any(sorted(row)[-3:] == sorted(query[terms]) for row in sources)
+
+
+def test_a_sample_of_another_vocabulary_is_refused():
+    others = csr_array(([1.0], ([0], [59])), shape=(1, 60), dtype=np.float32)
+    some = DOCUMENTS.tolil()
+    some[:, 59] = 0
+    with pytest.raises(InputError, match="no query of the sample shares a term with the documents"):
+        lsr.Index.build(csr_array(some), sample=others)
 
 
 def test_a_small_index_and_an_index_without_a_plan_search_exactly():

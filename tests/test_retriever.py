@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import TEXTS, write_checkpoint
 
@@ -189,3 +190,49 @@ def test_the_manifest_covers_texts_and_encoder(tmp_path):
     lsr.Retriever.build(DOCUMENTS, lsr.Bm25(), tmp_path / "x.index")
     files = json.loads((tmp_path / "x.index" / "manifest.json").read_text())["files"]
     assert {"documents/texts.data.npy", "encoder/queries/idf.npy", "encoder/lsr_encoder.json"} <= set(files)
+
+
+@pytest.mark.parametrize("kind", ["bm25", "splade", "inference-free"])
+def test_text_finds_what_its_vectors_find(checkpoint, kind):
+    """The short way of a light side's rows to the index ends where the way through CSR vectors does."""
+    retriever = lsr.Retriever.build(DOCUMENTS, encoders(checkpoint)[kind])
+    questions = ["fish in the river", "the cat, the cat and the bank", lsr.Query("q", "a dog that runs")]
+    by_text = retriever.search_many(questions, 5)
+    by_vectors = retriever.index.search(retriever.encode_queries(questions), 5)
+    for name in ("rows", "scores", "counts"):
+        np.testing.assert_array_equal(getattr(by_text, name), getattr(by_vectors, name))
+    for question in questions[:2]:
+        assert [(hit.id, hit.score) for hit in retriever.search(question, 5)] == retriever.search_many([question], 5)[0]
+    with pytest.raises(InputError, match="queries are given as a list of texts: write"):
+        retriever.search_many("fish")
+    with pytest.raises(InputError, match="a query to encode is a int: give strings"):
+        retriever.search_many(["fish", 5])
+
+
+@pytest.mark.parametrize("max_memory", [None, "1MB"])
+def test_the_planner_tries_its_settings_on_the_questions_that_are_given(tmp_path, checkpoint, max_memory):
+    encoder = encoders(checkpoint)["inference-free"]
+    questions = ["fish in the river", lsr.Query("q", "a dog that runs"), "the bank"]
+    place = tmp_path / "x.index"
+    retriever = lsr.Retriever.build(DOCUMENTS, encoder, place, sample=iter(questions), max_memory=max_memory)
+    plan = lsr.Retriever.open(place).index.plan
+    assert (plan.sample, plan.n_queries) == ("given", 3)
+    assert len(plan.settings) > 1
+    assert "tried on 3 queries given" in retriever.index.explain_plan(0.9)
+    hits = retriever.search_many(questions, 3, exact=True)
+    assert hits.counts.min() > 0
+    assert lsr.Retriever.build(DOCUMENTS, lsr.Bm25(), sample=["fish", "dog"]).index.plan.n_queries == 2
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        ([], "the sample has no question: give some like those to come, or no sample"),
+        ("fish", "queries are given as a list of texts: write"),
+        (["fish", 5], "a query to encode is a int: give strings"),
+    ],
+)
+def test_a_sample_is_checked_before_anything_is_written(tmp_path, sample, message):
+    with pytest.raises(InputError, match=message):
+        lsr.Retriever.build(DOCUMENTS, lsr.Bm25(), tmp_path / "x.index", sample=sample)
+    assert not list(tmp_path.iterdir())
