@@ -5,7 +5,8 @@
     metric = "ndcg@10"                    # of claims and figure
     seeds = [1, 2, 3]                     # of trainings
 
-    [paths]                               # names for {name} in all strings; lsr reproduce NAME name=value sets them
+    [paths]                               # names for {name} in all strings; lsr reproduce NAME name=value sets them,
+                                          # and KEY.KEY=value adds to the overrides of all trainings
     data = "../shared/data"
 
     [evaluate]
@@ -106,7 +107,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A file read; the module's docstring has its form."""
+    """A file read; the module's docstring has its form. ``settings`` are what was set beside it."""
 
     name: str
     title: str
@@ -119,6 +120,7 @@ class Experiment:
     prepare: tuple[Prepare, ...] = ()
     variant: tuple[Variant, ...] = ()
     claim: tuple[Claim, ...] = ()
+    settings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -130,12 +132,16 @@ class Step:
         command: its arguments; ``{encoder}`` stands for the encoder that the first of ``needs`` trained.
         result: what --json writes, None for a command that writes files of its own.
         needs: steps that must be done before, and whose repetition repeats this one.
+        waits: steps that only may not run at the same time: they share entries of a cache, or scores on disk.
+        output: the folder that a training fills and goes on from.
     """
 
     name: str
     command: tuple[str, ...]
     result: Path | None = None
     needs: tuple[str, ...] = ()
+    waits: tuple[str, ...] = ()
+    output: Path | None = None
 
 
 def load_experiment(path: str | os.PathLike[str], settings: Sequence[str] = ()) -> Experiment:
@@ -143,7 +149,8 @@ def load_experiment(path: str | os.PathLike[str], settings: Sequence[str] = ()) 
 
     Args:
         path: the TOML file.
-        settings: ``key=value``: ``seeds=1,2``, or one of the names in [paths].
+        settings: ``key=value``: ``seeds=1,2``, one of the names in [paths], or an override of all trainings, whose
+            key has a dot, such as ``training.workers=1``.
 
     Raises:
         InputError: the file is missing, a key is unknown or missing, or a claim is about no variant.
@@ -157,9 +164,11 @@ def load_experiment(path: str | os.PathLike[str], settings: Sequence[str] = ()) 
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise FormatError(f"{path} is not valid TOML: {error}") from error
     values.setdefault("name", path.stem.removeprefix("reproduce-"))
+    if "settings" in values:
+        raise InputError(f"{path}: settings are given beside the file, not in it")
     for setting in settings:
         _set(values, setting)
-    experiment = _read(Experiment, values, str(path))
+    experiment = replace(_read(Experiment, values, str(path)), settings=tuple(settings))
     return _checked(replace(experiment, variant=tuple(v for one in experiment.variant for v in _swept(one))), path)
 
 
@@ -170,6 +179,8 @@ def experiments(folder: str | os.PathLike[str]) -> dict[str, Path]:
 
 def steps_of(experiment: Experiment, folder: Path) -> list[Step]:
     """All commands of an experiment, in an order in which they can be run.
+
+    Seeds are the outer loop: when an experiment is stopped, its first seed is the first to be complete.
 
     Raises:
         InputError: a string names a path that is not in [paths].
@@ -185,22 +196,30 @@ def steps_of(experiment: Experiment, folder: Path) -> list[Step]:
         steps.append(Step(f"prepare.{prepare.name}", filled(prepare.command), needs=before))
     prepared = tuple(step.name for step in steps)
     datasets = [part for name in filled(experiment.evaluate.datasets) for part in ("--dataset", name)]
-    for variant in experiment.variant:
-        for seed in experiment.seeds if variant.config else experiment.seeds[:1]:
-            name = f"{variant.name}.{seed}"
-            model, needs = variant.model, prepared
-            if variant.config:
-                overrides = [*experiment.train.overrides, *variant.overrides]
-                overrides += [f"training.seed={seed}", f"output={{folder}}/models/{name}"]
-                result = folder / "results" / f"{name}.train.json"
-                command = filled(["train", variant.config, *overrides, "--json", str(result)], seed=seed)
-                steps.append(Step(f"{name}.train", command, result, prepared))
-                model, needs = "{encoder}", (f"{name}.train", *prepared)
-            result = folder / "results" / f"{name}.evaluate.json"
-            options = [*experiment.evaluate.options, *variant.options, "--per-query", "--json", str(result)]
-            command = filled(["evaluate", "--model", model, *datasets, *options], seed=seed, encoder="{encoder}")
-            steps.append(Step(f"{name}.evaluate", command, result, needs))
+    given: tuple[str, ...] = ()
+    for seed, variant in itertools.product(experiment.seeds, experiment.variant):
+        if seed not in seeds_of(experiment, variant):
+            continue
+        name = f"{variant.name}.{seed}"
+        model, needs, waits = variant.model, prepared, given
+        if variant.config:
+            result, output = folder / "results" / f"{name}.train.json", folder / "models" / name
+            overrides = [*experiment.train.overrides, *variant.overrides, f"training.seed={seed}", f"output={output}"]
+            command = filled(["train", variant.config, *overrides, "--json", str(result)], seed=seed)
+            steps.append(Step(f"{name}.train", command, result, prepared, output=output))
+            model, needs, waits = "{encoder}", (f"{name}.train", *prepared), ()
+        else:
+            given = (f"{name}.evaluate",)  # an ensemble's members are other variants' models
+        result = folder / "results" / f"{name}.evaluate.json"
+        options = [*experiment.evaluate.options, *variant.options, "--per-query", "--json", str(result)]
+        command = filled(["evaluate", "--model", model, *datasets, *options], seed=seed, encoder="{encoder}")
+        steps.append(Step(f"{name}.evaluate", command, result, needs, waits))
     return steps
+
+
+def seeds_of(experiment: Experiment, variant: Variant) -> tuple[int, ...]:
+    """The seeds that a variant is run with: one that is not trained needs no second."""
+    return experiment.seeds if variant.config else experiment.seeds[:1]
 
 
 def _swept(variant: Variant) -> list[Variant]:
@@ -243,9 +262,13 @@ def _set(values: dict[str, Any], setting: str) -> None:
         values["seeds"] = [int(part) for part in value.split(",")]
     elif equals and key in paths:
         paths[key] = value
+    elif equals and "." in key:
+        train = values.setdefault("train", {})
+        train["overrides"] = [*train.get("overrides", []), setting]
     else:
         raise InputError(
-            f"{setting!r} sets nothing: write seeds=1,2 or one of {', '.join(paths) or 'no paths'} as key=value"
+            f"{setting!r} sets nothing: write seeds=1,2, one of {', '.join(paths) or 'no paths'} as key=value, or an "
+            "override of all trainings such as training.workers=1"
         )
 
 

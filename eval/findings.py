@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from lsr.errors import FormatError, optional_import
-from lsr.eval.experiments import Claim, Experiment, Variant
+from lsr.errors import FormatError, InputError, optional_import
+from lsr.eval.experiments import Claim, Experiment, Variant, seeds_of
 from lsr.eval.report import markdown_table, number
 from lsr.eval.significance import Comparison, Interval, PerQuery, bootstrap, compare, with_holm
 from lsr.files import replacing, write_synced
@@ -53,7 +54,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything that the report says."""
+    """Everything that the report says; ``missing`` names the variants that were not run to their end."""
 
     experiment: Experiment
     systems: list[System]
@@ -61,27 +62,39 @@ class Findings:
     about: dict[str, Any]
     attachments: list[str]
     pictures: list[str]
+    missing: tuple[str, ...] = ()
 
 
 FIGURES = ("flops", "document_nnz", "query_nnz", "latency_ms", "index_bytes")
 
 
-def findings_of(experiment: Experiment, folder: Path, about: dict[str, Any]) -> Findings:
+def findings_of(experiment: Experiment, folder: Path, about: dict[str, Any], missing: Sequence[str] = ()) -> Findings:
     """Read the results of all steps and test the claims, their p-values corrected together (Holm).
+
+    Args:
+        experiment: whose results they are.
+        folder: where they are.
+        about: machine, commit and time.
+        missing: names of steps that are not done: variants that depend on them are left out.
 
     Raises:
         FormatError: a result file is damaged.
+        InputError: no variant is there.
     """
-    systems = [_system(experiment, variant, folder) for variant in experiment.variant]
+    there = [v for v in experiment.variant if not any(f"{v.name}.{s}.evaluate" in missing for s in experiment.seeds)]
+    if experiment.variant and not there:
+        raise InputError(f"nothing of the experiment {experiment.name} is done in {folder}: there is nothing to report")
+    systems = [_system(experiment, variant, folder) for variant in there]
     known = {"folder": str(folder), **experiment.paths}
-    attachments = [text.format_map(known) for prepare in experiment.prepare for text in prepare.report]
-    pictures = [text.format_map(known) for prepare in experiment.prepare for text in prepare.figures]
-    return Findings(experiment, systems, _verdicts(experiment, systems), about, attachments, pictures)
+    prepared = [prepare for prepare in experiment.prepare if f"prepare.{prepare.name}" not in missing]
+    attachments = [text.format_map(known) for prepare in prepared for text in prepare.report]
+    pictures = [text.format_map(known) for prepare in prepared for text in prepare.figures]
+    left_out = tuple(variant.name for variant in experiment.variant if variant not in there)
+    return Findings(experiment, systems, _verdicts(experiment, systems), about, attachments, pictures, left_out)
 
 
 def _system(experiment: Experiment, variant: Variant, folder: Path) -> System:
-    seeds = experiment.seeds if variant.config else experiment.seeds[:1]
-    paths = [folder / "results" / f"{variant.name}.{seed}.evaluate.json" for seed in seeds]
+    paths = [folder / "results" / f"{variant.name}.{seed}.evaluate.json" for seed in seeds_of(experiment, variant)]
     runs = [_results(path, experiment.metric) for path in paths]
     per_query = {
         collection: {
@@ -140,7 +153,7 @@ def verdict_of(claim: Claim, comparison: Comparison | None) -> str:
     whole interval of the difference is within the claim's margin.
     """
     if comparison is None:
-        return "not shown: the two fronts do not overlap"
+        return "not shown: the two fronts do not overlap" if claim.at else "not shown: not run to the end"
     difference = comparison.difference
     if claim.expect == "equal":
         if max(-difference.low, difference.high) <= claim.margin:
@@ -158,8 +171,10 @@ def verdict_of(claim: Claim, comparison: Comparison | None) -> str:
 def _pair(claim: Claim, systems: Sequence[System]) -> tuple[PerQuery, PerQuery] | None:
     """The per-query values of baseline and system, at equal FLOPS where the claim asks for it."""
     if not claim.at:
-        by_name = {system.name: system for system in systems}
-        return by_name[claim.baseline].per_query, by_name[claim.system].per_query
+        by_name = {system.name: system.per_query for system in systems}
+        if not by_name.keys() >= {claim.baseline, claim.system}:
+            return None
+        return by_name[claim.baseline], by_name[claim.system]
     fronts = [sorted((s for s in systems if s.group == g), key=_flops) for g in (claim.baseline, claim.system)]
     points = [(at_flops(fronts[0], _flops(system)), system.per_query) for system in fronts[1]]
     inside = [(baseline, system) for baseline, system in points if baseline is not None]
@@ -228,6 +243,8 @@ def to_dict(findings: Findings) -> dict[str, Any]:
         "paper": experiment.paper,
         "metric": experiment.metric,
         "seeds": list(experiment.seeds),
+        "settings": list(experiment.settings),
+        "missing": list(findings.missing),
         "systems": [
             {
                 "name": s.name,
@@ -263,17 +280,27 @@ def markdown(findings: Findings) -> str:
         parts += [systems_table(findings), "![](report.png)"]
     parts += [Path(path).read_text(encoding="utf-8").strip() for path in findings.attachments]
     parts += [f"![]({os.path.basename(path)})" for path in findings.pictures]
-    machine = about["machine"]
+    if findings.missing:
+        parts.append(f"Not run to the end, and left out: {', '.join(findings.missing)}.")
+    parts.append(_how(experiment, about))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _how(experiment: Experiment, about: dict[str, Any]) -> str:
+    """How the numbers came about, and where."""
+    machines = "; ".join(f"{m['cpu']}, {m['cores']} cores, {m['gpu'] or 'no GPU'}" for m in about["machines"])
     minutes = sum(seconds or 0 for seconds in about["seconds"].values()) / 60
-    parts.append(
+    beside = f"; up to {about['jobs']} steps ran at a time, also while latencies were measured" * (about["jobs"] > 1)
+    measured = (
         f"{experiment.metric}, means over collections with 95 % bootstrap intervals over queries; p-values of Fisher's "
         f"randomization test on the same queries, corrected over the claims (Holm). Seeds "
         f"{', '.join(map(str, experiment.seeds))}; "
-        f"commit {', '.join(about['commits'])}; {machine['cpu']}, {machine['cores']} cores, "
-        f"{machine['gpu'] or 'no GPU'}; {minutes:,.0f} minutes; ended {about['ended']}. "
-        f"`lsr reproduce {experiment.name}` runs it again."
     )
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return (
+        f"{measured * bool(experiment.variant)}commit {', '.join(about['commits'])}; {machines}; "
+        f"{minutes:,.0f} minutes of steps{beside}; ended {about['ended']}. "
+        f"`{shlex.join(['lsr', 'reproduce', experiment.name, *experiment.settings])}` runs it again."
+    )
 
 
 def claims_table(findings: Findings) -> str:

@@ -111,6 +111,10 @@ def overrides(path, output, collection, model, idf, expansions):
         given.append(f"encoder.queries.idf={idf}")
     if "negatives = " in text:
         given.append("data.negatives=3")
+    if "[[data.more]]" in text:
+        given.append(
+            f'data.more=[{{collection = "{collection}", train = "{collection / "scored.jsonl"}", weight = 0.5}}]'
+        )
     if "chunk = " in text:
         given.append("training.chunk=4")
     return given

@@ -2,6 +2,10 @@
 
 import itertools
 import json
+import shutil
+import threading
+import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -110,8 +114,8 @@ class Commands:
 def test_an_experiment_becomes_commands(file: Path, config: Path, tmp_path: Path) -> None:
     steps = {step.name: step for step in steps_of(load_experiment(file), tmp_path / "out")}
     assert list(steps) == [
-        "prepare.mine", "given.1.evaluate", "weak.1.train", "weak.1.evaluate", "weak.2.train", "weak.2.evaluate",
-        "strong.1.train", "strong.1.evaluate", "strong.2.train", "strong.2.evaluate",
+        "prepare.mine", "given.1.evaluate", "weak.1.train", "weak.1.evaluate", "strong.1.train", "strong.1.evaluate",
+        "weak.2.train", "weak.2.evaluate", "strong.2.train", "strong.2.evaluate",
     ]  # fmt: skip
     assert steps["prepare.mine"].command == ("mine", "somewhere/a", "--out", f"{tmp_path}/out/negatives.jsonl")
     train = steps["strong.2.train"].command
@@ -130,8 +134,14 @@ def test_settings_change_paths_and_seeds(file: Path, tmp_path: Path) -> None:
     steps = steps_of(experiment, tmp_path)
     assert steps[0].command[1] == "/else/a"
     assert [step.name for step in steps if "weak" in step.name] == ["weak.5.train", "weak.5.evaluate"]
-    with pytest.raises(InputError, match="'steps=3' sets nothing: write seeds=1,2 or one of data as key=value"):
+    with pytest.raises(InputError, match="'steps=3' sets nothing: write seeds=1,2, one of data as key=value, or an"):
         load_experiment(file, ["steps=3"])
+
+
+def test_a_setting_with_a_dot_overrides_all_trainings(file: Path, tmp_path: Path) -> None:
+    steps = {step.name: step for step in steps_of(load_experiment(file, ["training.workers=1"]), tmp_path)}
+    assert steps["weak.1.train"].command[2:4] == ("training.workers=1", "good=0")
+    assert "training.workers=1" not in steps["given.1.evaluate"].command
 
 
 def test_what_all_trainings_share_comes_before_what_a_variant_changes(file: Path, tmp_path: Path) -> None:
@@ -153,7 +163,7 @@ def test_an_experiment_runs_to_its_report(file: Path, tmp_path: Path) -> None:
     findings = reproduce(load_experiment(file), tmp_path / "out", run=run, say=said.append)
     assert len(run.asked) == len(said) == 10
     models = [a[a.index("--model") + 1] for a in run.asked if a[0] == "evaluate"]
-    assert models == ["bm25", *(f"good={g}/training.seed={s}" for g in (0, 1) for s in (1, 2))]
+    assert models == ["bm25", *(f"good={g}/training.seed={s}" for s in (1, 2) for g in (0, 1))]
     strong, same = findings.verdicts
     assert (strong.verdict, same.verdict) == ("holds", "holds")
     assert strong.comparison is not None
@@ -168,7 +178,8 @@ def test_an_experiment_runs_to_its_report(file: Path, tmp_path: Path) -> None:
     written = json.loads((tmp_path / "out" / "report.json").read_text())
     assert written["claims"][0]["comparison"]["p_holm"] < 0.05
     assert written["commands"]["weak.1.train"][:2] == ["lsr", "train"]
-    assert {"cpu", "gpu", "python"} <= written["machine"].keys()
+    assert len(written["machines"]) == 1
+    assert {"cpu", "gpu", "python"} <= written["machines"][0].keys()
     assert (tmp_path / "out" / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -205,6 +216,117 @@ def test_what_changed_is_run_again_with_all_that_needs_it(file: Path, config: Pa
     assert len(asked()) == 10
 
 
+def test_steps_run_beside_one_another_each_after_what_it_needs(file: Path, tmp_path: Path) -> None:
+    """No two evaluations of models that are there run at a time (they share a cache), no step before its needs."""
+    file.write_text(file.read_text() + '[[variant]]\nname = "other"\nmodel = "x"\n')
+    run, lock, events, most = Commands(), threading.Lock(), [], []
+
+    def slowly(arguments: Sequence[str], log: Path) -> int:
+        with lock:
+            events.append((log.stem, "begin"))
+            begun = Counter(name for name, _ in events)
+            most.append([name for name, times in begun.items() if times == 1])
+        time.sleep(0.05)
+        code = run(arguments, log)
+        with lock:
+            events.append((log.stem, "end"))
+        return code
+
+    reproduce(load_experiment(file), tmp_path / "out", jobs=3, run=slowly, say=lambda _: None)
+    assert max(map(len, most)) == 3
+    assert not any({"given.1.evaluate", "other.1.evaluate"} <= set(at_once) for at_once in most)
+    place = {event: i for i, event in enumerate(events)}
+    for step in steps_of(load_experiment(file), tmp_path / "out"):
+        for need in step.needs:
+            assert place[need, "end"] < place[step.name, "begin"]
+    findings = reproduce(load_experiment(file), tmp_path / "out", run=Commands(fail=" "), say=lambda _: None)
+    assert findings.about["jobs"] == 3
+    with pytest.raises(InputError, match="0 jobs: at least 1 step runs at a time"):
+        reproduce(load_experiment(file), tmp_path / "out", jobs=0)
+
+
+def test_after_a_failure_nothing_begins_and_what_runs_ends(file: Path, tmp_path: Path) -> None:
+    broken, said = Commands(fail="train"), []
+    with pytest.raises(StepError, match=r"\.train failed"):
+        reproduce(load_experiment(file), tmp_path / "out", jobs=2, run=broken, say=said.append)
+    assert [a[0] for a in broken.asked].count("train") <= 2
+    run = Commands()
+    reproduce(load_experiment(file), tmp_path / "out", jobs=2, run=run, say=lambda _: None)
+    assert sorted(asked[0] for asked in run.asked if asked[0] != "evaluate") == ["train"] * 4
+
+
+def test_what_is_done_is_reported_and_what_is_missing_named(file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match="nothing of the experiment weights is done"):
+        reproduce(load_experiment(file), out, report_only=True)
+    with pytest.raises(StepError):
+        reproduce(load_experiment(file), out, run=Commands(fail="train"), say=lambda _: None)
+    findings = reproduce(load_experiment(file), out, report_only=True, run=Commands(fail=" "))
+    assert [system.name for system in findings.systems] == ["given"]
+    assert findings.missing == ("weak", "strong")
+    assert [v.verdict for v in findings.verdicts] == ["not shown: not run to the end"] * 2
+    assert "Not run to the end, and left out: weak, strong." in (out / "report.md").read_text()
+    assert json.loads((out / "report.json").read_text())["missing"] == ["weak", "strong"]
+    reproduce(load_experiment(file, ["data=a place"]), tmp_path / "else", run=Commands(), say=lambda _: None)
+    assert "`lsr reproduce weights 'data=a place'` runs it again" in (tmp_path / "else" / "report.md").read_text()
+
+
+def test_results_copied_from_another_machine_are_reported_as_they_are(file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    reproduce(load_experiment(file), out, run=Commands(), say=lambda _: None)
+    for marker in (out / "steps").glob("*.json"):
+        fields = json.loads(marker.read_text())
+        fields["machine"] |= {"cpu": "Another CPU", "gpu": "Another GPU"}
+        marker.write_text(json.dumps(fields))
+    shutil.rmtree(out / "models")
+    again = Commands()
+    reproduce(load_experiment(file), out, run=again, say=lambda _: None)
+    assert again.asked == []
+    assert "Another CPU" in (out / "report.md").read_text()
+    assert "Another GPU" in (out / "report.md").read_text()
+
+
+def test_only_a_training_of_the_same_key_goes_on_in_its_folder(file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    kept = out / "models" / "weak.1" / "checkpoint"
+
+    def interrupted(arguments: Sequence[str], log: Path) -> int:
+        if arguments[0] == "train":
+            kept.parent.mkdir(exist_ok=True)
+            kept.touch()
+            return 1
+        return Commands()(arguments, log)
+
+    seen = []
+
+    def look(arguments: Sequence[str], log: Path) -> int:
+        if log.stem == "weak.1.train":
+            seen.append(kept.exists())
+        return Commands()(arguments, log)
+
+    with pytest.raises(StepError):
+        reproduce(load_experiment(file), out, run=interrupted, say=lambda _: None)
+    reproduce(load_experiment(file), out, run=look, say=lambda _: None)
+    kept.parent.mkdir(exist_ok=True)
+    kept.touch()
+    reproduce(load_experiment(file, ["training.steps=7"]), out, run=look, say=lambda _: None)
+    assert seen == [True, False]
+
+
+def test_a_file_that_a_step_makes_does_not_repeat_it(file: Path, tmp_path: Path) -> None:
+    file.write_text(file.read_text().replace("negatives.jsonl", "negatives.json"))
+
+    def makes(arguments: Sequence[str], log: Path) -> int:
+        if arguments[0] == "mine":
+            Path(arguments[-1]).write_text("{}")
+        return Commands()(arguments, log)
+
+    reproduce(load_experiment(file), tmp_path / "out", run=makes, say=lambda _: None)
+    again = Commands()
+    reproduce(load_experiment(file), tmp_path / "out", run=again, say=lambda _: None)
+    assert again.asked == []
+
+
 def test_a_command_that_writes_no_result_has_failed(file: Path, tmp_path: Path) -> None:
     def silent(_: Sequence[str], log: Path) -> int:
         log.write_text("")
@@ -229,6 +351,7 @@ def test_a_folder_of_something_else_is_refused(file: Path, tmp_path: Path) -> No
         ("[evaluate]", "[evalute]", "the key 'evalute' is unknown: known are name, title"),
         ("seeds = [1, 2]", 'seeds = ["a"]', "seeds 1 is 'a': a number is needed"),
         ("seeds = [1, 2]", "seeds = []", "seeds is empty"),
+        ("seeds = [1, 2]", 'settings = ["a=b"]', "settings are given beside the file"),
         ("seeds = [1, 2]", "seeds = 3", "seeds is 3: a list is needed"),
         ('name = "strong"', 'name = "weak"', "two variants are called weak"),
         ('model = "bm25"', "", "variant given needs either a config to train or a model"),

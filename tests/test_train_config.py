@@ -22,7 +22,7 @@ def test_only_backbone_and_collection_have_no_default():
     assert config.loss == Contrastive()
     assert config.regularizer.documents is None
     assert config.validation is None
-    assert config.data.files == ("data/qrels/train.tsv",)
+    assert config.data.parts[0].files == ("data/qrels/train.tsv",)
     assert config.encoder_table == {"backbone": "model"}
 
 
@@ -36,9 +36,20 @@ def test_tables_become_dataclasses():
     assert config.loss == Kl(temperature=2.0)
     assert isinstance(config.loss.temperature, float)
     assert config.regularizer.documents == L0Flops(0.08, warmup=10, threshold=99)
-    assert config.data.files == ("rows.jsonl",)
+    assert config.data.parts[0].files == ("rows.jsonl",)
     assert config.encoder_table == {"backbone": "model", "documents": {"head": "mlm"}}
     assert name_of(config.loss) == "kl"
+
+
+def test_further_collections_have_files_of_their_own():
+    more = [{"collection": "d"}, {"collection": "e", "train": ["x.jsonl", "y.jsonl"], "weight": 0.5}]
+    config = with_keys(data={"collection": "c", "train": "rows.jsonl", "more": more})
+    assert [part.files for part in config.data.parts] == [
+        ("rows.jsonl",), ("d/qrels/train.tsv",), ("x.jsonl", "y.jsonl")
+    ]  # fmt: skip
+    assert [part.weight for part in config.data.parts] == [1, 1, 0.5]
+    assert str(config.data) == "rows.jsonl over c; d/qrels/train.tsv over d; x.jsonl, y.jsonl over e"
+    assert parse(config.as_dict()) == config
 
 
 def test_configs_are_frozen_and_come_back_from_their_dict():
@@ -78,6 +89,9 @@ def test_configs_are_frozen_and_come_back_from_their_dict():
         ({"data": {"collection": "c", "skip_repeats": 1}}, "data.skip_repeats = 1: true or false is needed"),
         ({"data": {"collection": "c", "train": 7}}, "data.train = 7: a list is needed"),
         ({"data": {}}, "the key data.collection is missing"),
+        ({"data": {"collection": "c", "more": [{"train": "x"}]}}, "the key data.more.collection is missing"),
+        ({"data": {"collection": "c", "more": [{"collection": "d", "weight": 0}]}}, "data.more: weight = 0"),
+        ({"data": {"collection": "c", "more": [{"collection": "d"}], "expansions": "e"}}, "data.expansions are of one"),
         ({"regularizer": {"documents": {"name": "flops"}}}, "the key regularizer.documents.weight is missing"),
         ({"regularizer": {"documents": {"name": "l2", "weight": 1}}}, "regularizer.documents.name = 'l2' is unknown"),
         (
@@ -144,7 +158,7 @@ def test_overrides(file):
     assert config.training.steps == 50
     assert config.loss == Contrastive(temperature=2.0)
     assert (config.backbone, config.output) == ("../shared/models/splade-tiny", "elsewhere")
-    assert config.data.files == ("a.jsonl", "b.jsonl")
+    assert config.data.parts[0].files == ("a.jsonl", "b.jsonl")
     assert config.encoder == {"documents": {"head": "mlm"}, "shared": False}
     assert config.training.learning_rate == 1e-4
     assert config.validation is None

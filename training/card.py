@@ -90,7 +90,7 @@ def card(name: str, config: TrainConfig, facts: Mapping[str, Any], metrics: Mapp
         "",
         "## Training",
         "",
-        f"- data: {', '.join(config.data.files)} over {config.data.collection}, {facts['examples']:,} queries",
+        f"- data: {config.data}, {facts['examples']:,} queries",
         f"- loss: {name_of(config.loss)}; regularizers: {regularizers}",
         f"- {config.training.steps:,} steps of {config.training.batch_size * config.training.accumulate} queries a "
         f"process, {facts['processes']} process(es), {facts['device']}, {facts['seconds']:,.0f} s",

@@ -22,6 +22,30 @@ from lsr.training.regularizers import REGULARIZERS, Regularizer
 
 
 @dataclass(frozen=True)
+class MoreData:
+    """Another collection to train on, a ``[[data.more]]`` table; its ids are its own.
+
+    Attributes:
+        collection: a BEIR folder.
+        train: its training files; by default its ``qrels/train.tsv``.
+        weight: how often each row is drawn in an epoch; .5 draws one half of them, the other half in the next.
+    """
+
+    collection: str
+    train: tuple[str, ...] = ()
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise InputError(f"data.more: weight = {self.weight}: must be above 0")
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The training files."""
+        return self.train or (os.path.join(self.collection, "qrels", "train.tsv"),)
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """What is trained on.
 
@@ -31,7 +55,8 @@ class DataConfig:
         negatives: hard negatives per query.
         expansions: a file that `lsr.expansion.write_expansions` wrote: documents are expanded before they are encoded.
         cache: folder for texts, tokens and rows, kept for later runs; by default ``.cache`` beside the output folder.
-        skip_repeats: keep the first document of an id that is used twice.
+        skip_repeats: keep the first document or query of an id that is used twice.
+        more: further collections.
     """
 
     collection: str
@@ -40,14 +65,20 @@ class DataConfig:
     expansions: str | None = None
     cache: str | None = None
     skip_repeats: bool = False
+    more: tuple[MoreData, ...] = ()
 
     def __post_init__(self) -> None:
         _at_least(0, "data.negatives", self.negatives)
+        if self.more and self.expansions is not None:
+            raise InputError("data.expansions are of one collection: leave data.more out")
 
     @property
-    def files(self) -> tuple[str, ...]:
-        """The training files."""
-        return self.train or (os.path.join(self.collection, "qrels", "train.tsv"),)
+    def parts(self) -> tuple[MoreData, ...]:
+        """All collections."""
+        return (MoreData(self.collection, self.train), *self.more)
+
+    def __str__(self) -> str:
+        return "; ".join(f"{', '.join(part.files)} over {part.collection}" for part in self.parts)
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,9 @@ def open_training_set(config: TrainConfig, *, scored: bool) -> TrainingSet:
     if data.expansions is not None:
         corpus = expand(data.collection, data.expansions, skip_repeats=data.skip_repeats)
     sources = [
-        Source(path, collection=data.collection, corpus=corpus, skip_repeats=data.skip_repeats) for path in data.files
+        Source(path, part.collection, corpus=corpus, weight=part.weight, skip_repeats=data.skip_repeats)
+        for part in data.parts
+        for path in part.files
     ]
     cache = data.cache or os.path.join(os.path.dirname(os.path.abspath(config.output)), ".cache")
     return TrainingSet(sources, data.negatives, config.training.seed, scores=scored, cache=cache)
@@ -162,8 +164,7 @@ def plan(config: TrainConfig) -> str:
     described = config.as_dict()
     lines = [
         f"encoder     {config.backbone}, {json.dumps(dict(config.encoder), ensure_ascii=False)}",
-        f"data        {', '.join(config.data.files)} over {config.data.collection}, "
-        f"{config.data.negatives} negatives a query",
+        f"data        {config.data}, {config.data.negatives} negatives a query",
         f"loss        {_options(described['loss'])}",
         *(f"regularizer {side}: {_options(described['regularizer'][side])}" for side, r in regularizers.items() if r),
         f"training    {options.steps:,} steps of {options.batch_size * options.accumulate} queries a process{passes}"
