@@ -5,9 +5,10 @@
     DIR/queries/KEY.npz  queries' vectors
     DIR/*/KEY.json       what it is, for people, and the notes that were given when it was made
 
-KEY is a hash of all that decides the content: the encoder's fingerprint, where it cuts texts, every
-document's id, title and text, and the options of the index. So nothing goes stale, and an entry may be
-deleted at any time. One that is unfinished or damaged is made again.
+KEY is a hash of all that decides the content: the encoder's fingerprint, where it cuts texts, what it multiplies in,
+every document's id and texts, and the options of the index. So nothing goes stale, and an entry may be
+deleted at any time. One that is unfinished or damaged is made again. Entries take their names when they are
+whole. Of two processes that make one, the index that is finished first stays; vectors are the same from both.
 """
 
 import hashlib
@@ -29,10 +30,10 @@ from scipy.sparse import csr_array, load_npz, save_npz
 
 from lsr.bm25 import Bm25
 from lsr.corpus import Corpus
-from lsr.encoder import Encoder, TextEncoder, encode_queries
-from lsr.encoding import EncodedCorpus, encode_corpus
+from lsr.encoder import Encoder, encode_queries
+from lsr.encoding import EncodedCorpus, encode_corpus, vectors_key
 from lsr.errors import FormatError, InputError, LsrWarning, MismatchError, optional_import
-from lsr.files import replacing, write_synced
+from lsr.files import replacing, write_whole
 from lsr.index.options import BuildOptions
 from lsr.records import Document, Query
 from lsr.retriever import Retriever
@@ -72,9 +73,10 @@ class Cache:
             raise InputError(
                 f"{folder} holds something else than a cache of lsr: name an empty or new folder (--cache)"
             )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / TAG_FILE).write_text(TAG, encoding="utf-8")  # first: another process may be here, too
         for kind in ("vectors", "indexes", "queries"):
-            (self.folder / kind).mkdir(parents=True, exist_ok=True)
-        (self.folder / TAG_FILE).write_text(TAG, encoding="utf-8")
+            (self.folder / kind).mkdir(exist_ok=True)
         self._contents: dict[Corpus, str] = {}
 
     def retriever(
@@ -97,24 +99,27 @@ class Cache:
         """
         options = options or BuildOptions()
         content = self._content_of(corpus)
-        key = _key(documents=_identity_of(encoder), corpus=content, options=asdict(options))
-        place = self.folder / "indexes" / key
         fitted = encoder if isinstance(encoder, Encoder) else None
-        if _finished(place):
-            try:
-                retriever = Retriever.open(place, fitted)
-            except (FormatError, InputError, MismatchError) as error:
-                _say_damaged(place, error)
-            else:
-                _repeat_notes(place)
+        choices = [options]
+        if options.plan_queries == 0:  # an index with a plan does as well
+            choices.append(replace(options, plan_queries=BuildOptions().plan_queries))
+        keys = [_key(documents=_identity_of(encoder), corpus=content, options=asdict(choice)) for choice in choices]
+        places = [self.folder / "indexes" / key for key in keys]
+        for kept in places:
+            if (retriever := _opened(kept, fitted)) is not None:
                 return retriever
-        shutil.rmtree(place, ignore_errors=True)
+        place = places[0]
         vectors = self._vectors(corpus, fitted) if fitted else None
         named = self._by_content(corpus)
-        with _noting(place, corpus.name, "bm25" if fitted is None else fitted.source):
-            return Retriever.build(
-                named, encoder, place, options=options, vectors=vectors, threads=threads, progress=progress
-            )
+        try:
+            with _noting(place, corpus.name, "bm25" if fitted is None else fitted.source):
+                return Retriever.build(
+                    named, encoder, place, options=options, vectors=vectors, threads=threads, progress=progress
+                )
+        except InputError:
+            if (retriever := _opened(place, fitted)) is None:
+                raise
+            return retriever  # another process was faster: what it made stays
 
     def documents(
         self,
@@ -131,17 +136,15 @@ class Cache:
     def dense(self, corpus: Corpus, identity: str, make: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
         """A dense model's vectors of a corpus, float32 (n, dimension); ``make`` makes them if they are not there."""
         place = self.folder / "vectors" / f"{_key(dense=identity, corpus=self._content_of(corpus))}.npy"
-        if _finished(place):
+        if place.is_file():
             try:
                 kept: NDArray[np.float32] = np.load(place, mmap_mode="r", allow_pickle=False)
                 return kept
             except (OSError, EOFError, ValueError) as error:
                 _say_damaged(place, error)
         made = make()
-        partial = place.with_name(f".{place.name}.partial")
-        write_synced(partial, lambda file: np.save(file, made, allow_pickle=False))
-        partial.replace(place)
         _describe(place, corpus.name, "dense", [])
+        write_whole(place, lambda file: np.save(file, made, allow_pickle=False))
         return made
 
     def queries(self, queries: Sequence[Query], retriever: Retriever, *, progress: bool = False) -> SparseVectors:
@@ -153,24 +156,23 @@ class Cache:
         if side.light:
             return encode_queries(side, queries, fingerprint, progress=progress)
         content = _hash_texts((query.id, query.text) for query in queries)
-        place = self.folder / "queries" / f"{_key(queries=_side(side), texts=content)}.npz"
-        if _finished(place):
+        place = self.folder / "queries" / f"{_key(queries=vectors_key(side), texts=content)}.npz"
+        if place.is_file():
             vectors = _read_npz(place, (len(queries), side.vocabulary_size))
             if vectors is not None:
                 _repeat_notes(place)
                 return SparseVectors(vectors, encoder=fingerprint)
         with _noting(place, f"{len(queries)} queries", None):
             made = encode_queries(side, queries, fingerprint, progress=progress)
-            partial = place.with_name(f".{place.name}.partial")
-            write_synced(partial, lambda file: save_npz(file, csr_array(made), compressed=False))
-            partial.replace(place)
+        write_whole(place, lambda file: save_npz(file, csr_array(made), compressed=False))
         return made
 
     def _vectors(self, corpus: Corpus, encoder: Encoder) -> Path | None:
         """The folder of a corpus' vectors; none for an encoder that makes them as fast as they are read."""
         if encoder.documents.light:
             return None
-        place = self.folder / "vectors" / _key(documents=_side(encoder.documents), corpus=self._content_of(corpus))
+        key = _key(documents=vectors_key(encoder.documents), corpus=self._content_of(corpus))
+        place = self.folder / "vectors" / key
         _describe(place, corpus.name, encoder.source, [])
         return place
 
@@ -181,19 +183,32 @@ class Cache:
     def _content_of(self, corpus: Corpus) -> str:
         """A hash of all documents; a `Corpus` is read once for it in this object's life."""
         if corpus not in self._contents:
-            self._contents[corpus] = _hash_texts((d.id, d.title, d.text) for d in corpus)
+            self._contents[corpus] = _hash_texts(
+                (d.id, d.title, d.text, d.expansion) if d.expansion else (d.id, d.title, d.text) for d in corpus
+            )
         return self._contents[corpus]
+
+
+def _opened(place: Path, encoder: Encoder | None) -> Retriever | None:
+    """The retriever of an entry, with the notes from when it was made; None if it is damaged or not there."""
+    if not place.is_dir():
+        return None
+    try:
+        retriever = Retriever.open(place, encoder)
+    except (FormatError, InputError, MismatchError) as error:
+        _say_damaged(place, error)
+        shutil.rmtree(place, ignore_errors=True)
+        return None
+    _repeat_notes(place)
+    return retriever
 
 
 def _identity_of(encoder: Encoder | Bm25) -> Any:
     if isinstance(encoder, Encoder):
-        return [encoder.fingerprint, encoder.documents.max_length, encoder.queries.max_length]
+        _, *documents = vectors_key(encoder.documents)
+        return [encoder.fingerprint, *documents, encoder.queries.max_length]
     analyzer = encoder.analyzer
     return ["bm25", encoder.k1, encoder.b, analyzer.stemmer, sorted(analyzer.stopwords)]
-
-
-def _side(side: TextEncoder) -> list[Any]:
-    return [side.fingerprint, side.max_length]
 
 
 def _key(**parts: Any) -> str:
@@ -224,15 +239,11 @@ def _read_npz(place: Path, shape: tuple[int, int]) -> csr_array | None:
     return None
 
 
-# --- the file beside an entry: written last, so that an entry without one is unfinished -----------------
+# --- the file beside an entry ---------------------------------------------------------------------------
 
 
 def _beside(place: Path) -> Path:
     return place.with_name(f"{place.name}.json")
-
-
-def _finished(place: Path) -> bool:
-    return place.exists() and _beside(place).is_file()
 
 
 def _describe(place: Path, what: str, encoder: str | None, notes: list[str]) -> None:
@@ -256,7 +267,12 @@ def _repeat_notes(place: Path) -> None:
     try:
         notes = json.loads(_beside(place).read_text(encoding="utf-8"))["notes"]
     except (OSError, ValueError, KeyError, TypeError):
-        return  # the file is for people: the entry checks itself
+        warnings.warn(
+            "what was said when an entry of the cache was made is lost: texts may have been cut",
+            LsrWarning,
+            stacklevel=3,
+        )
+        return
     for note in notes:
         warnings.warn(str(note), LsrWarning, stacklevel=3)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lsr.corpus import Corpus, find_file, load_ir_dataset, read_corpus, read_queries
+from lsr.corpus import Corpus, find_file, load_ir_dataset, read_corpus, read_queries, unique_queries
 from lsr.errors import InputError
 from lsr.eval.metrics import DEFAULT_METRICS
 from lsr.records import Document, Query
@@ -131,26 +131,29 @@ def load_dataset(source: str | os.PathLike[str], split: str | None = None, *, sk
         source: a BEIR folder (corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv; plain or .gz), or an
             ir-datasets id such as ``beir/scifact/test``.
         split: which qrels; by default "test", for an ir-datasets id what the id says.
-        skip_repeats: see `lsr.read_corpus`.
+        skip_repeats: see `lsr.read_corpus`; for queries too.
 
     Raises:
-        InputError: there is no such collection or split, or a judged query has no text.
+        InputError: there is no such collection or split, a query id is used twice, or a judged query has no text.
     """
-    dataset = _load_folder(Path(source), split or "test") if Path(source).is_dir() else _load_ir(str(source), split)
+    if Path(source).is_dir():
+        dataset = _load_folder(Path(source), split or "test", skip_repeats)
+    else:
+        dataset = _load_ir(str(source), split, skip_repeats)
     return replace(dataset, corpus=read_corpus(dataset.corpus, skip_repeats=skip_repeats))
 
 
-def _load_folder(folder: Path, split: str) -> Dataset:
+def _load_folder(folder: Path, split: str, skip_repeats: bool) -> Dataset:
     corpus = read_corpus(folder)
     there = sorted({path.name.split(".tsv")[0] for path in (folder / "qrels").glob("*.tsv*")})
     if split not in there:
         raise InputError(f"{folder} has no split {split!r}: it has {', '.join(there) or 'no qrels at all'} (--split)")
     qrels = read_qrels(find_file(folder / "qrels", f"{split}.tsv"))
-    queries = read_queries(find_file(folder, "queries.jsonl"))
+    queries = read_queries(find_file(folder, "queries.jsonl"), skip_repeats=skip_repeats)
     return Dataset(f"{folder.name}/{split}", corpus, _judged(queries, qrels, str(folder)), qrels)
 
 
-def _load_ir(name: str, split: str | None) -> Dataset:
+def _load_ir(name: str, split: str | None, skip_repeats: bool) -> Dataset:
     if split is not None and not name.endswith(f"/{split}"):
         name = f"{name}/{split}"
     dataset = load_ir_dataset(name)
@@ -172,7 +175,8 @@ def _load_ir(name: str, split: str | None) -> Dataset:
             f"ir-datasets has no {name!r} on this machine and could not download it ({type(error).__name__}): "
             "check the network, or name a BEIR folder"
         ) from error
-    return Dataset(name, read_corpus(_documents_of(name)), _judged(iter(queries), qrels, name), qrels)
+    unique = unique_queries(queries, name, skip_repeats=skip_repeats)
+    return Dataset(name, read_corpus(_documents_of(name)), _judged(unique, qrels, name), qrels)
 
 
 def _documents_of(name: str) -> str:
@@ -212,4 +216,5 @@ def queries_are_documents(queries: Sequence[Query], documents: dict[str, Documen
 
 def _same_text(text: str, document: Document) -> bool:
     words = text.lower().split()
-    return words in (document.text.lower().split(), document.content.lower().split())
+    own = replace(document, expansion="")
+    return words in (own.text.lower().split(), own.content.lower().split())

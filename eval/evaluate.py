@@ -99,7 +99,7 @@ def evaluate_retriever(
         drop_self_matches: whether hits whose id is the query's are dropped; None finds out whether
             the queries are themselves documents.
         vectors: the queries' vectors in the order of ``dataset.queries``, where they are there already.
-        options: of `Index.search`: exact, candidates, query_cut, heap_factor, threads.
+        options: of `Index.search`: exact, recall, threads, and the knobs of lists and of blocks.
 
     Raises:
         InputError: the index is not of this collection's documents.
@@ -209,7 +209,7 @@ def _documents_named_as_queries(retriever: Retriever, queries: Sequence[Query]) 
 def _mode(options: dict[str, Any]) -> str:
     if options.get("exact"):
         return "exact"
-    if options.get("query_cut") is not None or options.get("heap_factor") is not None:
+    if any(options.get(name) is not None for name in ("query_cut", "heap_factor", "neighbours")):
         return "seismic"
     return "pruned" if {"candidates", "query_mass"} & {n for n, v in options.items() if v is not None} else "planned"
 

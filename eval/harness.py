@@ -18,6 +18,7 @@ from lsr.eval.evaluate import Report, evaluate_retriever
 from lsr.eval.metrics import Scores, measurable
 from lsr.eval.report import markdown_table, number
 from lsr.eval.significance import Comparison, Interval, bootstrap, compare, with_holm
+from lsr.expansion import expand, expansions_file
 from lsr.index.options import BuildOptions
 from lsr.retriever import Retriever
 from lsr.run import Run
@@ -68,9 +69,10 @@ class Harness:
         metrics: what to measure; by default what the field reports of each collection.
         drop_self_matches: see `evaluate_retriever`.
         vectors: folder of one corpus' vectors (see `Retriever.build`); it takes the place of the cache.
+        expansions: file of the expansions of one collection's documents (see `lsr.expansion`).
 
     Raises:
-        InputError: a metric is unknown or looks deeper than k.
+        InputError: a metric is unknown or looks deeper than k, or there are no such expansions.
     """
 
     def __init__(
@@ -84,12 +86,14 @@ class Harness:
         metrics: Sequence[str] | None = None,
         drop_self_matches: bool | None = None,
         vectors: str | os.PathLike[str] | None = None,
+        expansions: str | os.PathLike[str] | None = None,
     ) -> None:
         self.collections = [
             replace(c, depth=k or c.depth, metrics=measurable(metrics, k or c.depth, c.metrics)) for c in collections
         ]
         self.cache = cache
         self._vectors = vectors
+        self._expansions = None if expansions is None else expansions_file(expansions)
         self._split = split
         self._skip_repeats = skip_repeats
         self._drop = drop_self_matches
@@ -101,7 +105,8 @@ class Harness:
         """The collection's data; collections over the same documents share one `Corpus`."""
         if collection.source not in self._datasets:
             loaded = load_dataset(collection.source, self._split, skip_repeats=self._skip_repeats)
-            corpus = self._corpora.setdefault(loaded.corpus.name, loaded.corpus)
+            corpus = loaded.corpus if self._expansions is None else expand(loaded.corpus, self._expansions)
+            corpus = self._corpora.setdefault(corpus.name, corpus)
             self._datasets[collection.source] = replace(loaded, corpus=corpus)
         return self._datasets[collection.source]
 
@@ -131,7 +136,7 @@ class Harness:
         for collection in self.collections:
             if begin:
                 begin(collection)
-            how = _How(build, threads, progress, search)
+            how = _How(_enough_for(search, build or BuildOptions()), threads, progress, search)
             report, run, scores = self._measure(encoder, collection, how)
             yield Evaluation(model, collection, report, run, scores)
 
@@ -172,10 +177,20 @@ class Harness:
         return self._last[key]
 
 
+#: Arguments of a search that leave the planner out.
+KNOBS = {"candidates", "query_mass", "query_cut", "heap_factor", "neighbours"}
+
+
+def _enough_for(search: Mapping[str, Any], build: BuildOptions) -> BuildOptions:
+    """The index without a plan where no search asks for one: on a large collection it takes seconds to make."""
+    planned = not search.get("exact") and not KNOBS & search.keys()
+    return build if planned else replace(build, plan_queries=0)
+
+
 class _How(NamedTuple):
     """Options of building and searching."""
 
-    build: BuildOptions | None
+    build: BuildOptions
     threads: int | None
     progress: bool
     search: Mapping[str, Any]

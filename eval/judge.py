@@ -30,6 +30,7 @@ from lsr.eval.datasets import Dataset, queries_are_documents
 from lsr.eval.metrics import evaluate_run
 from lsr.eval.report import markdown_table
 from lsr.index.index import Index
+from lsr.index.options import BuildOptions
 from lsr.records import Document, Query
 from lsr.run import Ranking, Run
 
@@ -196,7 +197,8 @@ def _rounded(vectors: csr_array, scale: int) -> csr_array:
 
 
 def _search(vectors: csr_array, ids: list[str], queries: csr_array, records: Sequence[Query], depth: int) -> Run:
-    return Index.build(vectors, ids).search(queries, depth, exact=True).to_run([query.id for query in records])
+    index = Index.build(vectors, ids, options=BuildOptions(plan_queries=0))
+    return index.search(queries, depth, exact=True).to_run([query.id for query in records])
 
 
 # --- Lucene ------------------------------------------------------------------------------------------------

@@ -358,6 +358,7 @@ class SpladeIndex(_Base):
     def build(self, options: dict[str, Any]) -> None:
         from scipy.sparse import csr_array
 
+        _none_of(options)
         indptr, indices, data = self.vectors.documents
         shape = (self.vectors.n_documents, self.vectors.vocabulary_size)
         by_term = csr_array((data, indices, indptr), shape=shape).tocsc()
@@ -377,6 +378,7 @@ class SpladeIndex(_Base):
         self.index = {**arrays, "num_docs": self.index["num_docs"]}
 
     def searcher(self, knobs: dict[str, Any]) -> Callable[[int], Any]:
+        _none_of(knobs)
         retrieve, queries, index, k = self.retrieve, self.queries, self.index, self.k
         return lambda i: retrieve(*queries[i], index, k=k, n_threads=1)
 
@@ -402,7 +404,8 @@ class Scipy(_Base):
         indptr, indices, data = self.vectors.documents
         shape = (self.vectors.n_documents, self.vectors.vocabulary_size)
         matrix = csr_array((data, indices, indptr), shape=shape)
-        self.by_column = options["layout"] == "csc"
+        self.by_column = {"csc": True, "csr": False}[options["layout"]]
+        _none_of({name: value for name, value in options.items() if name != "layout"})
         self.index = matrix.tocsc() if self.by_column else matrix
 
     def save(self, path: Path) -> None:
@@ -414,6 +417,7 @@ class Scipy(_Base):
         self.index = type(self.index)(tuple(arrays), shape=self.index.shape)
 
     def searcher(self, knobs: dict[str, Any]) -> Callable[[int], Any]:
+        _none_of(knobs)
         index, queries, k = self.index, self.queries, min(self.k, self.vectors.n_documents)
 
         def by_column(i: int) -> Array:
@@ -427,6 +431,12 @@ class Scipy(_Base):
             return _best(index @ query, k)
 
         return by_column if self.by_column else whole
+
+
+def _none_of(options: dict[str, Any]) -> None:
+    """Refuse what would be ignored without a word."""
+    if options:
+        raise TypeError(f"no such option here: {', '.join(options)}")
 
 
 def _best(scores: Array, k: int) -> Array:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,6 +131,26 @@ def load_backbone(folder: Path, device: str | None = None, *, head: str | None =
     except (RuntimeError, AssertionError) as error:  # torch has no error of its own for this
         raise InputError(f"the model cannot run on the device {device!r}: {first_line(error)}") from error
     return Backbone(model, tokenizer, with_head=head is not None)
+
+
+def check_precision(dtype: str, device: Any) -> None:
+    """Refuse a dtype that a device does not multiply in, by trying.
+
+    Raises:
+        InputError: it does not.
+    """
+    import torch
+
+    wanted, ones = getattr(torch, dtype), torch.ones(2, 2, device=device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # autocast warns, and then does nothing
+        try:
+            with torch.autocast(ones.device.type, wanted):
+                works = (ones @ ones).dtype == wanted
+        except RuntimeError:
+            works = False
+    if not works:
+        raise InputError(f"the device {ones.device} does not multiply in {dtype}: take float32, or another device")
 
 
 def has_mlm_head(folder: Path) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import lsr
 from lsr.cli_options import add_command, encoder_of, json_option, model_options, write_json
 from lsr.errors import FormatError, InputError
-from lsr.files import check_file_target, replacing, write_synced
+from lsr.files import check_file_target, replacing, write_whole
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -266,9 +266,7 @@ def _mixture(options: argparse.Namespace) -> None:
         "data": halves if np.array_equal(halves, made.data) else made.data,
         "shape": np.array(made.shape),
     }
-    hidden = Path(options.out).with_name(f".{Path(options.out).name}")
-    write_synced(hidden, lambda file: np.savez(file, **arrays))
-    hidden.replace(options.out)
+    write_whole(options.out, lambda file: np.savez(file, **arrays))
     print(f"{made.shape[0]:,} documents of {made.nnz / made.shape[0]:.0f} terms in {options.out}")
     if options.queries:
         real, made, queries = same_width(real, made, load_vectors(options.queries)[:100])

@@ -61,7 +61,8 @@ def add_commands(commands: Any) -> None:
     distill.add_argument("--no-normalization", action="store_true", help="mean of raw scores, for comparison")
     distill.add_argument("--out", required=True, metavar="FILE",
         help="the .jsonl or .jsonl.gz to write; raw scores go to FILE.scores/")  # fmt: skip
-    distill.add_argument("--skip-repeats", action="store_true", help="keep the first document of an id")
+    distill.add_argument("--skip-repeats", action="store_true",
+        help="keep the first document or query of an id that is used twice")  # fmt: skip
     distill.add_argument("--device", help="cpu, cuda, … (default: cuda where there is one)")
     cache_option(distill)
     distill.set_defaults(resumes=lambda options: True)
@@ -84,7 +85,8 @@ def _mine(options: argparse.Namespace) -> None:
     qrels = lsr.read_qrels(home / "qrels" / f"{options.split}.tsv")
     corpus = lsr.read_corpus(home, skip_repeats=options.skip_repeats)
     with _cache_of(options) as cache:
-        queries, documents = query_table(cache, home), document_table(cache, corpus)
+        queries = query_table(cache, home, skip_repeats=options.skip_repeats)
+        documents = document_table(cache, corpus)
         more: dict[str, Any] = {"text_of": lambda doc_id: documents.text(int(documents.rows_of([doc_id])[0]))}
         if options.teacher:
             more["teacher"] = _filter_teacher(options, queries, documents, cache)
@@ -133,7 +135,8 @@ def _retriever_of(options: argparse.Namespace, corpus: "lsr.Corpus") -> "Retriev
         return lsr.Retriever.open(options.index, encoder if isinstance(encoder, lsr.Encoder) else None)
     if encoder is None:
         raise InputError("--vectors needs --model: the encoder whose vectors they are")
-    return lsr.Retriever.build(corpus, encoder, vectors=options.vectors, progress=True)
+    unplanned = lsr.BuildOptions(plan_queries=0)  # all searches are exact
+    return lsr.Retriever.build(corpus, encoder, options=unplanned, vectors=options.vectors, progress=True)
 
 
 def _searching(

@@ -8,9 +8,11 @@ from typing import Any
 
 import lsr
 from lsr.cli_options import (
+    OF_A_MODEL,
     add_command,
     build_options,
     encoder_of,
+    expansions_option,
     index_options,
     json_option,
     model_options,
@@ -42,6 +44,7 @@ def add_commands(commands: Any) -> None:
     evaluate.add_argument("--save-runs", metavar="DIR", help="write one run file for each model and collection here")
     evaluate.add_argument("--per-query", action="store_true", help="with --json: every query's metrics too")
     _cache_options(evaluate)
+    expansions_option(evaluate)
     evaluate.set_defaults(resumes=lambda options: options.run is None and not options.no_cache)
     build_options(evaluate)
     search_options(evaluate)
@@ -53,7 +56,7 @@ def add_commands(commands: Any) -> None:
         "runs", nargs="+", metavar="RUN", help="TREC run files: the others are compared with the first"
     )
     compare.add_argument("--skip-repeats", action="store_true",
-        help="keep the first document of an id that is used twice")  # fmt: skip
+        help="keep the first document or query of an id that is used twice")  # fmt: skip
     _collection_options(compare)
     json_option(compare)
 
@@ -72,10 +75,14 @@ def add_commands(commands: Any) -> None:
         "lsr reproduce idf-flops seeds=1,2")  # fmt: skip
     reproduce.add_argument("name", nargs="?", metavar="NAME",
         help="configs/reproduce-NAME.toml, or a file; without one, they are listed")  # fmt: skip
-    reproduce.add_argument("settings", nargs="*", metavar="key=value", help="seeds=1,2, or one of the file's [paths]")
+    reproduce.add_argument("settings", nargs="*", metavar="key=value",
+        help="seeds=1,2, one of the file's [paths], or an override of all trainings: training.workers=1")  # fmt: skip
     reproduce.add_argument("--out", metavar="DIR", help="the experiment's folder (default runs/reproduce-NAME)")
     reproduce.add_argument("--publish", metavar="FILE",
         help="put the report into this Markdown file too, such as docs/results.md, its figures beside it")  # fmt: skip
+    reproduce.add_argument("--jobs", type=int, default=1, metavar="N", help="steps at a time (default 1)")
+    reproduce.add_argument("--report", action="store_true",
+        help="run nothing: report what is done, and name what is missing")  # fmt: skip
     reproduce.add_argument("--dry-run", action="store_true", help="print the commands, and stop")
     reproduce.set_defaults(resumes=lambda options: True)
 
@@ -103,6 +110,10 @@ def _evaluate(options: argparse.Namespace) -> None:
     if (options.model is None) == (options.run is None):
         raise InputError("give either --model MODEL or --run FILE")
     collections = find_collections(options.dataset)
+    if options.expansions and (len(collections) > 1 or options.run):
+        raise InputError(
+            "--expansions expands the documents of one collection for a model: name one --dataset, no --run"
+        )
     if (len(collections) > 1 or len(options.model or []) > 1) and (options.save_run or options.vectors or options.run):
         raise InputError(
             "--run, --save-run and --vectors name one file or folder: evaluate one --model on one --dataset at a time "
@@ -150,6 +161,7 @@ def _evaluate_models(options: argparse.Namespace, collections: list[Any]) -> Non
         metrics=options.metric,
         drop_self_matches=SELF_MATCHES[options.self_matches],
         vectors=options.vectors,
+        expansions=options.expansions,
     )
     results: dict[str, list[Any]] = {model: [] for model in encoders}
     for model, encoder in encoders.items():
@@ -194,7 +206,7 @@ def _checked_search(options: argparse.Namespace, collections: list[Any]) -> dict
     for depth in {c.depth if options.k is None else options.k for c in collections}:
         check_search_options(depth, **arguments)
     check_threads(options.threads)
-    if {"query_cut", "heap_factor"} & arguments.keys() and not (options.seismic or options.lossless):
+    if {"query_cut", "heap_factor", "neighbours"} & arguments.keys() and not (options.seismic or options.lossless):
         raise InputError("--query-cut and --heap-factor search the blocks of an index built with --seismic: add that")
     return arguments
 
@@ -209,6 +221,8 @@ def _model_of(options: argparse.Namespace, spec: str) -> Any:
             raise InputError("--query-model, --idf and --vectors are of one model: leave them out with an ensemble")
         return Ensemble(tuple(_model_of(options, member.strip()) for member in members), not spec.startswith("raw: "))
     if spec.partition(":")[0] in DENSE_KINDS:
+        if options.dtype and options.model == [spec]:
+            raise InputError("--dtype is of sparse encoders, not of dense models: leave it out")
         return dense_model(spec, options.device)
     return encoder_of(_for_model(options, spec))
 
@@ -217,8 +231,7 @@ def _for_model(options: argparse.Namespace, model: str) -> argparse.Namespace:
     """The options as one of several models takes them: BM25 beside a model has no lengths."""
     fields = {**vars(options), "model": model}
     if model == "bm25" and options.model != ["bm25"]:
-        taken = ("document_max_length", "query_max_length", "revision", "device", "idf", "query_model")
-        fields |= dict.fromkeys(taken)
+        fields |= dict.fromkeys((*OF_A_MODEL, "idf", "query_model"))
     return argparse.Namespace(**fields)
 
 
@@ -347,7 +360,13 @@ def _reproduce(options: argparse.Namespace) -> None:
     if options.publish:
         check_file_target(options.publish)
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-    findings = reproduce(experiment, folder, say=lambda line: print(line, file=sys.stderr))
+    findings = reproduce(
+        experiment,
+        folder,
+        jobs=options.jobs,
+        report_only=options.report,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
     if options.publish:
         publish(findings, folder, Path(options.publish))
     print(markdown(findings))

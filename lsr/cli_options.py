@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lsr
+from lsr.corpus import read_queries
 from lsr.errors import InputError
 from lsr.files import replacing
 
 if TYPE_CHECKING:
     from lsr.bm25 import Bm25
+    from lsr.corpus import Corpus
     from lsr.encoder import Encoder
+
+#: Options of `model_options` that bm25 does not take.
+OF_A_MODEL = ("document_max_length", "query_max_length", "revision", "device", "dtype")
 
 
 def add_command(commands: Any, name: str, run: Any, description: str, example: str) -> argparse.ArgumentParser:
@@ -36,10 +41,25 @@ def corpus_argument(command: argparse.ArgumentParser) -> None:
     )
 
 
+def expansions_option(command: argparse.ArgumentParser) -> None:
+    """The option --expansions; see `corpus_of`."""
+    command.add_argument(
+        "--expansions", metavar="FILE", help="encode documents with their expansions (lsr expand) behind their texts"
+    )
+
+
+def corpus_of(options: argparse.Namespace) -> "Corpus":
+    """The corpus that CORPUS names, its documents expanded where --expansions says so."""
+    from lsr.expansion import expand
+
+    corpus = lsr.read_corpus(options.corpus, skip_repeats=options.skip_repeats)
+    return corpus if options.expansions is None else expand(corpus, options.expansions)
+
+
 def model_options(command: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Options that name an encoder; see `encoder_of`."""
     command.add_argument(
-        "--skip-repeats", action="store_true", help="keep the first document of an id that is used twice"
+        "--skip-repeats", action="store_true", help="keep the first document or query of an id that is used twice"
     )
     group = command.add_argument_group("encoder")
     group.add_argument("--model", required=required, metavar="MODEL",
@@ -55,6 +75,9 @@ def model_options(command: argparse.ArgumentParser, *, required: bool = True) ->
     )
     group.add_argument("--query-max-length", type=int, metavar="N", help="tokens kept of a query (default 256)")
     group.add_argument("--device", help="cpu, cuda, … (default: cuda where there is one)")
+    group.add_argument(
+        "--dtype", metavar="TYPE", help="a transformer multiplies in float32 (default), bfloat16, float16"
+    )
 
 
 def build_options(command: argparse.ArgumentParser) -> None:
@@ -72,6 +95,7 @@ def build_options(command: argparse.ArgumentParser) -> None:
     group.add_argument("--n-postings", type=int, metavar="N", help="blocks: postings kept per term, as a mean")
     group.add_argument("--centroid-fraction", type=float, metavar="F", help="blocks: number per posting")
     group.add_argument("--summary-energy", type=float, metavar="F", help="blocks: share of a summary's mass kept")
+    group.add_argument("--graph", type=int, metavar="N", help="blocks: most similar documents kept of each document")
     group.add_argument("--threads", type=int, metavar="N", help="threads (default: one per core)")
 
 
@@ -82,10 +106,21 @@ def search_options(command: argparse.ArgumentParser) -> None:
     group.add_argument("--recall", type=float, metavar="F", help="let the planner choose for this recall (default .99)")
     group.add_argument("--candidates", type=int, metavar="N", help="by lists: documents scored (default: five a hit)")
     group.add_argument("--query-mass", type=float, metavar="F", help="by lists: share of the query that is walked")
-    group.add_argument("--query-cut", type=int, metavar="N", help="by blocks: query terms whose lists are walked")
+    group.add_argument(
+        "--query-cut",
+        type=_cut,
+        metavar="N",
+        help="by blocks: query terms whose lists are walked, or .9 of their weight",
+    )
+    group.add_argument("--neighbours", type=int, metavar="N", help="by blocks: of each hit, scored too (0: none)")
     group.add_argument(
         "--heap-factor", type=float, metavar="F", help="by blocks: how soon one is skipped, 0 (never) to 2"
     )
+
+
+def _cut(text: str) -> int | float:
+    """A number of terms, or the share of a query's weight that they hold."""
+    return float(text) if "." in text else int(text)
 
 
 def json_option(command: argparse.ArgumentParser) -> None:
@@ -96,9 +131,8 @@ def json_option(command: argparse.ArgumentParser) -> None:
 def encoder_of(options: argparse.Namespace) -> "Encoder | Bm25":
     """The encoder that --model and its companions name; BM25 is still to be fitted."""
     if options.model == "bm25":
-        lengths = (options.document_max_length, options.query_max_length, options.revision, options.device)
-        if any(option is not None for option in lengths):
-            raise InputError("bm25 takes no lengths, revision or device: leave them out")
+        if any(getattr(options, name) is not None for name in OF_A_MODEL):
+            raise InputError("bm25 takes no lengths, revision, device or dtype: leave them out")
         if options.idf or options.query_model:
             raise InputError("--idf and --query-model go with a model, not with bm25, whose queries have their own IDF")
         return lsr.Bm25()
@@ -106,6 +140,7 @@ def encoder_of(options: argparse.Namespace) -> "Encoder | Bm25":
         "document_max_length": options.document_max_length,
         "query_max_length": options.query_max_length,
         "device": options.device,
+        "dtype": options.dtype or "float32",
     }
     encoder = lsr.load_encoder(options.model, revision=options.revision, **arguments)
     if options.idf and options.query_model:
@@ -121,12 +156,14 @@ def encoder_of(options: argparse.Namespace) -> "Encoder | Bm25":
 
 def index_options(options: argparse.Namespace) -> "lsr.BuildOptions":
     """What `build_options` asked for."""
-    given = {name: getattr(options, name) for name in ("n_postings", "centroid_fraction", "summary_energy")}
+    given = {name: getattr(options, name) for name in ("n_postings", "centroid_fraction", "summary_energy", "graph")}
     changes = {name: value for name, value in given.items() if value is not None}
     if changes and not options.seismic and not options.lossless:
         raise InputError(
             f"{flags(changes)} tune the blocks of an index built with --seismic: add that, or leave them out"
         )
+    if "graph" in changes:
+        changes["neighbours"] = changes.pop("graph")
     for name in ("weights", "dense_share"):
         if getattr(options, name) is not None:
             changes[name] = getattr(options, name)
@@ -139,6 +176,7 @@ def index_options(options: argparse.Namespace) -> "lsr.BuildOptions":
 
 def build_retriever(corpus: Any, options: argparse.Namespace, path: str | None = None) -> Any:
     """Encode and index a corpus as the options say."""
+    sample = getattr(options, "sample", None)
     return lsr.Retriever.build(
         corpus,
         encoder_of(options),
@@ -147,6 +185,7 @@ def build_retriever(corpus: Any, options: argparse.Namespace, path: str | None =
         vectors=options.vectors,
         threads=options.threads,
         max_memory=options.max_memory,
+        sample=None if sample is None else read_queries(sample),
         progress=True,
         overwrite=getattr(options, "overwrite", False),
     )
@@ -155,7 +194,8 @@ def build_retriever(corpus: Any, options: argparse.Namespace, path: str | None =
 def search_arguments(options: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of a search from the options."""
     given = {
-        name: getattr(options, name) for name in ("recall", "candidates", "query_mass", "query_cut", "heap_factor")
+        name: getattr(options, name)
+        for name in ("recall", "candidates", "query_mass", "query_cut", "heap_factor", "neighbours")
     }
     knobs = {name: value for name, value in given.items() if value is not None}
     if options.exact and knobs:

@@ -10,7 +10,9 @@ from lsr.cli_options import (
     build_options,
     build_retriever,
     corpus_argument,
+    corpus_of,
     encoder_of,
+    expansions_option,
     json_option,
     model_options,
     search_arguments,
@@ -28,6 +30,7 @@ def add_commands(commands: Any) -> None:
         "lsr encode corpus.jsonl --model naver/splade-v3 --out vectors")  # fmt: skip
     corpus_argument(encode)
     model_options(encode)
+    expansions_option(encode)
     encode.add_argument("--out", required=True, metavar="DIR", help="folder for the vectors")
     encode.set_defaults(resumes=lambda options: True)
 
@@ -35,7 +38,9 @@ def add_commands(commands: Any) -> None:
         "lsr index corpus.jsonl --model bm25 --out my.index")  # fmt: skip
     corpus_argument(index)
     model_options(index)
+    expansions_option(index)
     build_options(index)
+    index.add_argument("--sample", metavar="QUERIES", help="questions on which the planner tries its settings")
     index.add_argument("--max-memory", metavar="SIZE", help="build in so much memory, as 4GB or 500MB")
     index.add_argument("--out", required=True, metavar="DIR", help="directory of the index")
     index.add_argument("--overwrite", action="store_true", help="replace DIR if it exists")
@@ -66,7 +71,7 @@ def add_commands(commands: Any) -> None:
 def _encode(options: argparse.Namespace) -> None:
     from lsr.encoding import encode_corpus
 
-    corpus = lsr.read_corpus(options.corpus, skip_repeats=options.skip_repeats)
+    corpus = corpus_of(options)
     encoder = encoder_of(options)
     if isinstance(encoder, lsr.Bm25):
         encoder = encoder.fit(corpus, progress=True)
@@ -80,8 +85,7 @@ def _index(options: argparse.Namespace) -> None:
     from lsr.index.sizes import describe
 
     check_target(options.out, overwrite=options.overwrite)
-    corpus = lsr.read_corpus(options.corpus, skip_repeats=options.skip_repeats)
-    retriever = build_retriever(corpus, options, path=options.out)
+    retriever = build_retriever(corpus_of(options), options, path=options.out)
     print(f"{retriever.index!r} in {options.out}\n{describe(retriever.index.sizes())}")
 
 

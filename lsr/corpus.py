@@ -47,7 +47,7 @@ class Corpus:
             if not document.id:
                 raise InputError(f"{self.name}: document number {len(seen) + 1} has an empty id")
             try:
-                f"{document.id}{document.title}{document.text}".encode()
+                f"{document.id}{document.title}{document.text}{document.expansion}".encode()
             except UnicodeEncodeError as error:
                 half = error.object[error.start]
                 raise InputError(
@@ -56,7 +56,7 @@ class Corpus:
             if document.id in seen and not self.skip_repeats:
                 raise InputError(
                     f"{self.name}: the document id {document.id!r} is used twice: ids must be unique "
-                    "(skip_repeats=True, --skip-repeats keep the first document of an id)"
+                    "(skip_repeats=True, --skip-repeats, data.skip_repeats=true keep the first document of an id)"
                 )
             if document.id in seen:
                 repeats += 1
@@ -101,13 +101,48 @@ def read_corpus(source: CorpusSource, *, skip_repeats: bool = False) -> Corpus:
     return Corpus(str(source), lambda: (_ir_document(doc) for doc in dataset.docs_iter()))
 
 
-def read_queries(path: str | os.PathLike[str]) -> Iterator[Query]:
+def read_queries(path: str | os.PathLike[str], *, skip_repeats: bool = False) -> Iterator[Query]:
     """Yield the queries of a JSONL or TSV file, plain or .gz.
+
+    Args:
+        path: the file.
+        skip_repeats: as in `unique_queries`.
 
     Raises:
         FormatError: with file, line and reason.
+        InputError: an id is used twice.
     """
-    return (Query(query_id, text) for query_id, text, _ in _read_records(Path(path)))
+    queries = (Query(query_id, text) for query_id, text, _ in _read_records(Path(path)))
+    return unique_queries(queries, str(path), skip_repeats=skip_repeats)
+
+
+def unique_queries(queries: Iterable[Query], name: str, *, skip_repeats: bool = False) -> Iterator[Query]:
+    """Yield queries, refusing a repeated id.
+
+    Args:
+        queries: the queries.
+        name: what messages call them.
+        skip_repeats: keep the first query of an id and leave out the others, instead of refusing.
+
+    Raises:
+        InputError: an id is used twice.
+    """
+    seen: set[str] = set()
+    repeats = 0
+    for query in queries:
+        if query.id not in seen:
+            seen.add(query.id)
+            yield query
+        elif skip_repeats:
+            repeats += 1
+        else:
+            raise InputError(
+                f"{name}: the query id {query.id!r} is used twice: ids must be unique "
+                "(skip_repeats=True, --skip-repeats, data.skip_repeats=true keep the first query of an id)"
+            )
+    if repeats:
+        message = f"{repeats:,} queries of {name} were left out: their ids were used before"
+        warnings.warn(message, LsrWarning, stacklevel=2)
 
 
 def find_file(folder: Path, name: str) -> Path:

@@ -20,9 +20,9 @@ from scipy.sparse import csr_array, vstack
 from tqdm import tqdm
 
 from lsr.corpus import Corpus, CorpusSource, read_corpus
-from lsr.encoder import Encoded, Encoder, warn_about
+from lsr.encoder import Encoded, Encoder, TextEncoder, warn_about
 from lsr.errors import FormatError, InputError
-from lsr.files import check_parent, replacing, write_synced
+from lsr.files import check_parent, replacing, write_whole
 from lsr.records import Document
 from lsr.vectors import SparseVectors
 
@@ -121,6 +121,12 @@ def read_vectors(folder: str | os.PathLike[str]) -> EncodedCorpus:
     return EncodedCorpus(SparseVectors(vectors, encoder=fields["fingerprint"]), ids, fields["truncated"])
 
 
+def vectors_key(side: TextEncoder) -> list[Any]:
+    """What a side's vectors depend on, beside the texts: half precision rounds them."""
+    dtype = getattr(side, "dtype", "float32")
+    return [side.fingerprint, side.max_length, *([] if dtype == "float32" else [dtype])]
+
+
 class _ShardFolder:
     """The folder of one encoding. ``key`` says what the vectors depend on beside the documents."""
 
@@ -128,19 +134,19 @@ class _ShardFolder:
         self.folder = folder
         side = encoder.documents
         self.fields: dict[str, Any] = {
-            "key": f"{side.fingerprint} {side.max_length}",
+            "key": " ".join(map(str, vectors_key(side))),
             "fingerprint": encoder.fingerprint,
             "vocabulary_size": encoder.vocabulary_size,
             "source": encoder.source,
             "corpus": os.path.abspath(corpus_name) if os.path.exists(corpus_name) else corpus_name,
         }
-        if folder.exists() and not (folder / ENCODING_FILE).is_file() and (folder.is_file() or any(folder.iterdir())):
+        if folder.is_file() or (folder.is_dir() and _holds_something_else(folder)):
             raise InputError(f"{folder} is not a folder of encoded vectors: name an empty or new folder")
         if (folder / ENCODING_FILE).is_file():
             there = _read_encoding_file(folder)
             if there.get("key") != self.fields["key"]:
                 raise InputError(
-                    f"{folder} holds vectors of another encoder, or of other lengths: name another folder or delete it"
+                    f"{folder} holds vectors of another encoder, length or dtype: name another folder or delete it"
                 )
             if there.get("corpus") != self.fields["corpus"]:
                 raise InputError(
@@ -170,7 +176,6 @@ class _ShardFolder:
     def write(self, number: int, documents: list[Document], encoded: Encoded) -> None:
         path = self.folder / _shard_name(number)
         content = _content_hash(documents)
-        partial = path.with_name(f".{path.name}.partial")
         vectors = encoded.vectors
         arrays = {
             "indptr": vectors.indptr.astype(np.int64),
@@ -180,15 +185,23 @@ class _ShardFolder:
             "content": np.array(content),
             "truncated": np.array(encoded.truncated),
         }
-        write_synced(partial, lambda file: np.savez(file, **arrays))
-        partial.replace(path)
+        self.folder.mkdir(exist_ok=True)  # another process that was done with it may have deleted it
+        write_whole(path, lambda file: np.savez(file, **arrays))
 
     def finish(self, shards: int, n_documents: int, truncated: int) -> None:
         """Say that the shards are a whole, and drop those of an earlier, longer corpus."""
         for path in self.folder.glob("shard-*.npz"):
             if path.name not in {_shard_name(i) for i in range(shards)}:
-                path.unlink()
+                path.unlink(missing_ok=True)
+        self.folder.mkdir(exist_ok=True)
         self._write_fields({"finished": True, "shards": shards, "n_documents": n_documents, "truncated": truncated})
+
+
+def _holds_something_else(folder: Path) -> bool:
+    """Whether there are files but no encoding; another process may be about to write its first."""
+    partial = f".{ENCODING_FILE}."
+    others = [path for path in folder.iterdir() if not path.name.startswith(partial)]
+    return bool(others) and not (folder / ENCODING_FILE).is_file()
 
 
 def _shards(corpus: Corpus) -> Iterator[list[Document]]:

@@ -40,6 +40,6 @@ def optional_import(module: str, extra: str, purpose: str) -> ModuleType:
         if error.name is None or error.name.split(".")[0] != module.split(".", maxsplit=1)[0]:
             raise
         raise MissingDependencyError(
-            f"{purpose} needs the package {module!r}, which is not installed: "
+            f"{purpose} needs the package {module.partition('.')[0]!r}, which is not installed: "
             f"pip install 'learned-sparse-retrieval[{extra}]'"
         ) from error

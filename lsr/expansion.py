@@ -2,13 +2,14 @@
 
 An expansion is text that is put behind a document's own: predicted queries, or terms that a masked
 language model would add. It comes from any callable, or from a JSONL file of ``{"id": …, "expansion": …}``
-in the order of the corpus, such as `write_expansions` makes.
+in the order of the corpus, such as `write_expansions` makes. Encoders see it, readers of hits do not.
 """
 
 import gzip
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
@@ -19,33 +20,51 @@ from tqdm import tqdm
 from lsr.corpus import Corpus, CorpusSource, read_corpus
 from lsr.encoder import Encoder
 from lsr.errors import FormatError, InputError
-from lsr.files import check_file_target, open_lines, write_synced
+from lsr.files import open_lines, write_whole
 from lsr.lookup import tokenizer_of
 from lsr.records import Document
 
-#: A file of expansions, or what gives the expansion of a document.
-Expansions: TypeAlias = "str | os.PathLike[str] | Callable[[Document], str]"
+#: What gives the expansions of some documents, one each: `mlm_expansions`, or a doc2query model.
+Expander: TypeAlias = Callable[[Sequence[Document]], Sequence[str]]
+#: A file of expansions, or what makes them.
+Expansions: TypeAlias = "str | os.PathLike[str] | Expander"
 
 BATCH = 256
 
 
 def expand(corpus: CorpusSource, expansions: Expansions, *, skip_repeats: bool = False) -> Corpus:
-    """The documents of a corpus with their expansions behind their texts; both are streamed.
+    """The documents of a corpus with their expansions; both are streamed.
+
+    Args:
+        corpus: what `lsr.read_corpus` takes.
+        expansions: a file such as `write_expansions` makes, or a callable, which is asked for some documents at a time
+            in every pass over the corpus.
+        skip_repeats: as in `lsr.read_corpus`.
 
     Raises:
-        InputError: the file is missing, or (while reading) not one of this corpus, in its order.
+        InputError: the file is missing; or, while reading, a document has no expansion, or the file is not of this
+            corpus, in its order.
     """
     plain = read_corpus(corpus, skip_repeats=skip_repeats)
     if not isinstance(expansions, str | os.PathLike):
         write = expansions
-        return Corpus(f"{plain.name}, expanded", lambda: (_joined(document, write(document)) for document in plain))
-    path = Path(expansions)
-    if not path.is_file():
-        raise InputError(f"{path} is missing: write it with lsr expand")
+        return Corpus(f"{plain.name}, expanded", lambda: (replace(d, expansion=e) for d, e in _expanded(plain, write)))
+    path = expansions_file(expansions)
     return Corpus(f"{plain.name} with {path}", lambda: _merged(plain, path))
 
 
-def mlm_expansions(encoder: Encoder, terms: int = 50) -> Callable[[Sequence[Document]], list[str]]:
+def expansions_file(path: str | os.PathLike[str]) -> Path:
+    """The file, if it is there.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"the file of expansions {path} is missing: write it with lsr expand")
+    return Path(path)
+
+
+def mlm_expansions(encoder: Encoder, terms: int = 50) -> Expander:
     """Expansions by a masked language model, as TILDE's: the heaviest terms that a document does not hold itself.
 
     Args:
@@ -74,7 +93,7 @@ def mlm_expansions(encoder: Encoder, terms: int = 50) -> Callable[[Sequence[Docu
 def write_expansions(
     path: str | os.PathLike[str],
     corpus: CorpusSource,
-    write: Callable[[Sequence[Document]], list[str]],
+    write: Expander,
     *,
     progress: bool = False,
 ) -> int:
@@ -90,27 +109,20 @@ def write_expansions(
         InputError: the file cannot be written, or the corpus not be read.
     """
     path = Path(path)
-    check_file_target(path)
-    partial = path.with_name(f".{path.name}.partial")
     count = 0
 
     def lines() -> Iterator[bytes]:
         nonlocal count
-        documents = iter(tqdm(read_corpus(corpus), desc="expanding", unit=" docs", disable=not progress or None))
-        while batch := list(islice(documents, BATCH)):
-            for document, expansion in zip(batch, write(batch), strict=True):
-                count += 1
-                fields = {"id": document.id, "expansion": expansion}
-                yield (json.dumps(fields, ensure_ascii=False) + "\n").encode()
+        documents = tqdm(read_corpus(corpus), desc="expanding", unit=" docs", disable=not progress or None)
+        for document, expansion in _expanded(documents, write):
+            count += 1
+            fields = {"id": document.id, "expansion": expansion}
+            yield (json.dumps(fields, ensure_ascii=False) + "\n").encode()
 
-    try:
-        if path.suffix == ".gz":
-            write_synced(partial, lambda raw: _write_gz(raw, lines()))
-        else:
-            write_synced(partial, lambda raw: raw.writelines(lines()))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    if path.suffix == ".gz":
+        write_whole(path, lambda raw: _write_gz(raw, lines()))
+    else:
+        write_whole(path, lambda raw: raw.writelines(lines()))
     return count
 
 
@@ -119,18 +131,41 @@ def _write_gz(raw: object, lines: Iterable[bytes]) -> None:
         file.writelines(lines)
 
 
+def _expanded(documents: Iterable[Document], write: Expander) -> Iterator[tuple[Document, str]]:
+    """Documents with what a callable writes for them."""
+    left = iter(documents)
+    while batch := list(islice(left, BATCH)):
+        expansions = write(batch)
+        if isinstance(expansions, str) or len(expansions) != len(batch):
+            what = "a text" if isinstance(expansions, str) else f"{len(expansions)} expansions"
+            raise InputError(
+                f"the expander gave {what} for {len(batch)} documents: it takes a list, and gives one each"
+            )
+        for document, expansion in zip(batch, expansions, strict=True):
+            if not isinstance(expansion, str):
+                raise InputError(
+                    f"the expander gave {expansion!r} for document {document.id!r}: give a text, maybe empty"
+                )
+            yield document, expansion
+
+
 def _merged(corpus: Corpus, path: Path) -> Iterator[Document]:
     """Corpus and file, read side by side."""
     expansions = _read(path)
     for document in corpus:
         where, doc_id, expansion = next(expansions, (str(path), None, ""))
         if doc_id != document.id:
-            found = "ends" if doc_id is None else f"has {doc_id!r}"
+            found = "ends" if doc_id is None else f"goes on with {doc_id!r}"
             raise InputError(
-                f"{where}: the file {found} where {corpus.name} has {document.id!r}: expansions are of one corpus, in "
-                "its order, write them again with lsr expand"
+                f"{where} has no expansion for document {document.id!r} of {corpus.name}, but {found}: every document "
+                "needs one, maybe empty, in the corpus's order: write them again with lsr expand"
             )
-        yield _joined(document, expansion)
+        yield replace(document, expansion=expansion)
+    where, doc_id, _ = next(expansions, ("", None, ""))
+    if doc_id is not None:
+        raise InputError(
+            f"{where} expands {doc_id!r}, after the last document of {corpus.name}: name the corpus it was made for"
+        )
 
 
 def _read(path: Path) -> Iterator[tuple[str, str, str]]:
@@ -145,7 +180,3 @@ def _read(path: Path) -> Iterator[tuple[str, str, str]]:
         if not isinstance(doc_id, str) or not isinstance(expansion, str):
             raise FormatError(f"{path}:{number}: id and expansion must be strings")
         yield f"{path}:{number}", doc_id, expansion
-
-
-def _joined(document: Document, expansion: str) -> Document:
-    return Document(document.id, f"{document.text} {expansion}".rstrip(), document.title)

@@ -4,10 +4,12 @@ import gzip
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -81,18 +83,27 @@ def check_file_target(path: str | os.PathLike[str]) -> None:
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[TextIO]:
-    """Open a text file for writing that takes its name only when all of it is on disk."""
+    """Open a text file for writing that takes its name only when all of it is on disk.
+
+    Of two processes that write one file, each writes its own, and the one that ends last stays.
+    """
     path = Path(path)
     check_file_target(path)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with _own(path, Path.touch) as partial:
         with partial.open("w", encoding="utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+
+
+def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
+    """Let ``write`` fill a binary file that takes its name only when all of it is on disk; as `replacing`."""
+    path = Path(path)
+    check_file_target(path)
+    with _own(path, Path.touch) as partial:
+        write_synced(partial, write)
+        partial.replace(path)
 
 
 def write_synced(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -107,34 +118,95 @@ def write_synced(path: Path, write: Callable[[BinaryIO], object]) -> None:
 def new_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
     """Yield an empty folder that becomes ``path`` when the block ends well, and vanishes otherwise.
 
+    Of two processes that make one folder, each fills its own. The first one that ends stays, and the other is refused
+    at its end; with ``overwrite`` the last one stays.
+
     Raises:
         InputError: ``path`` exists and ``overwrite`` is False, or its parent is missing.
     """
     path = Path(os.path.realpath(path))  # a link to a folder stays a link
     check_target(path, overwrite=overwrite)
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
+    with _own(path, Path.mkdir) as partial:
         yield partial
         for inside in partial.rglob("*"):
             _sync(inside)
         _sync(partial)
-        if path.exists():
-            old = path.with_name(f".{path.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            path.rename(old)
-            try:
-                partial.rename(path)
-            except BaseException:  # an interruption too: the old folder comes back
-                old.rename(path)
-                raise
-            shutil.rmtree(old)
-        else:
-            partial.rename(path)
+        with locked(path.parent):
+            check_target(path, overwrite=overwrite)  # another process may have been faster
+            _take_place(partial, path)
         _sync(path.parent)
+
+
+def _take_place(partial: Path, path: Path) -> None:
+    """Rename a folder, over another one if there is one."""
+    if not path.exists():
+        partial.rename(path)
+        return
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    path.rename(old)
+    try:
+        partial.rename(path)
+    except BaseException:  # an interruption too: the old folder comes back
+        old.rename(path)
+        raise
+    shutil.rmtree(old)
+
+
+@contextmanager
+def _own(path: Path, make: Callable[[Path], object]) -> Iterator[Path]:
+    """A hidden file or folder beside ``path`` that this call alone writes to, deleted at the end if it is still there.
+
+    It is locked while it is in use, so that those of processes which were killed are known, and deleted here.
+    """
+    name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.partial")
+    for other in [place for place in path.absolute().parent.iterdir() if name.fullmatch(place.name)]:
+        with suppress(OSError), locked(other, wait=False) as free:
+            if free:
+                _delete(other)
+    while True:
+        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        make(partial)
+        with ExitStack() as held:
+            with suppress(FileNotFoundError):
+                held.enter_context(locked(partial))
+            if not partial.exists():  # it was taken for one of a killed process before it was locked
+                continue
+            try:
+                yield partial
+            finally:
+                _delete(partial)
+            return
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[bool | None]:
+    """Hold the lock of a file or folder, which ends with the process too.
+
+    Yields:
+        Whether it is held: False where another process holds it, None where the file system knows no locks.
+    """
+    import fcntl  # not on Windows, where indexes can be searched but not built
+
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held: bool | None = True
+        except BlockingIOError:
+            held = False
+        except OSError:
+            held = None
+        yield held
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        os.close(handle)
 
 
 def check_target(path: str | os.PathLike[str], *, overwrite: bool) -> None:

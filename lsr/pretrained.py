@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lsr.bm25 import Bm25Documents, Bm25Queries
-from lsr.checkpoint import Lengths, find_folder, has_mlm_head, load_backbone, mlm_pair
-from lsr.encoder import DTYPES, ENCODER_FILE, FORMAT_VERSION, Encoder, TextEncoder
+from lsr.checkpoint import Lengths, check_precision, find_folder, has_mlm_head, load_backbone, mlm_pair
+from lsr.encoder import DTYPES, ENCODER_FILE, FORMAT_VERSION, Encoder, NeuralSide, TextEncoder
 from lsr.errors import FormatError, InputError, LsrError, optional_import
 from lsr.lookup import IDF_FILE, LookupEncoder, inference_free, read_idf
 from lsr.onnx_side import OnnxEncoder
@@ -39,7 +39,7 @@ def load_encoder(
         dtype: "float32", or "bfloat16" or "float16": what a transformer multiplies in. Weights stay float32.
 
     Raises:
-        InputError: the source cannot be found.
+        InputError: the source cannot be found; ``dtype`` is unknown to the device, or without effect.
         FormatError: it holds no trained sparse encoder.
     """
     if dtype not in DTYPES:
@@ -57,6 +57,13 @@ def load_encoder(
             f"{folder} holds no encoder: it has none of {ENCODER_FILE}, modules.json (sentence-transformers) and "
             "config.json (Hugging Face)"
         )
+    if dtype != "float32":
+        neural = [side for side in (sides.documents, sides.queries) if isinstance(side, NeuralSide)]
+        if not neural:
+            raise InputError(
+                f"{folder} runs no transformer in torch: dtype {dtype!r} would change nothing, leave it out"
+            )
+        check_precision(dtype, getattr(neural[0].backbone, "device", "cpu"))
     where = str(folder.resolve()) if Path(source).is_dir() else str(source)
     return Encoder(sides.documents, sides.queries, source=where, revision=revision)
 

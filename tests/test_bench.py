@@ -173,6 +173,15 @@ def test_every_installed_system_finds_what_exact_search_finds():
     assert {"lsr", "scipy"} <= {entry["system"] for entry in results["entries"]}
 
 
+def test_an_option_that_would_be_ignored_fails_its_entry_alone():
+    wanted = [{"layout": "csx"}, {"layout": "csr", "more": 1}, {"layout": "csr"}]
+    run = {"scipy": [{"build": build, "search": [{}]} for build in wanted]}
+    results = bench.run_benchmark(vectors(50, 1), vectors(4, 2), run, k=5)
+    assert [failed["build"] for failed in results["failed"]] == wanted[:2]
+    assert "no such option here: more" in results["failed"][1]["error"]
+    assert [entry["build"] for entry in results["entries"]] == wanted[2:]
+
+
 def test_seismic_s_file_is_what_its_format_says(tmp_path):
     documents = vectors(20, 3, density=0.1)
     peers.write_seismic(tmp_path / "x.bin", documents.indptr.astype(np.int64), documents.indices, documents.data)

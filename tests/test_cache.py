@@ -1,7 +1,11 @@
 """The cache of evaluation: hits, keys, damage, interruption, and what it refuses."""
 
 import json
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -182,3 +186,95 @@ def test_the_default_is_the_platform_s_or_what_is_asked_for(monkeypatch: pytest.
     monkeypatch.delenv("LSR_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert default_cache().name == "lsr"
+
+
+MAKER = """
+import sys
+from pathlib import Path
+from typing import Any
+import lsr
+from lsr.corpus import Corpus
+from lsr.eval.cache import Cache
+from lsr.records import Document
+
+read = lambda: (Document(f"d{i}", f"cat number {i} and {i % 7}") for i in range(20_000))
+print("ready", flush=True)
+sys.stdin.readline()
+retriever = Cache(sys.argv[1]).retriever(Corpus("c", read), lsr.Bm25())
+print([hit.id for hit in retriever.search("cat 19999", 3, exact=True)])
+"""
+
+
+def test_two_processes_make_one_entry(tmp_path: Path) -> None:
+    """Both get a whole index, and one stays."""
+    command = [sys.executable, "-c", MAKER, str(tmp_path / "cache")]
+    makers = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for maker in makers:
+        assert maker.stdout is not None
+        assert maker.stdout.readline() == "ready\n"
+    answers = []
+    for maker in makers:
+        assert maker.stdin is not None
+        maker.stdin.write("go\n")
+        maker.stdin.flush()
+    for maker in makers:
+        out, err = maker.communicate()
+        assert maker.returncode == 0, err
+        answers.append(out)
+    assert answers[0] == answers[1] != ""
+    assert "d19999" in answers[0]
+    assert len(entries(Cache(tmp_path / "cache"), "indexes")) == 1
+    assert not [p for p in (tmp_path / "cache").rglob(".*")]
+
+
+def test_an_entry_that_another_process_finished_meanwhile_is_used(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = lsr.Bm25.fit
+
+    def slower(self: lsr.Bm25, *arguments: Any, **options: Any) -> lsr.Encoder:
+        monkeypatch.setattr(lsr.Bm25, "fit", fit)
+        first.append(Cache(cache.folder).retriever(corpus_of(DOCUMENTS), lsr.Bm25()))
+        return fit(self, *arguments, **options)
+
+    first: list[lsr.Retriever] = []
+    monkeypatch.setattr(lsr.Bm25, "fit", slower)
+    second = cache.retriever(corpus_of(DOCUMENTS), lsr.Bm25())
+    assert len(first) == 1
+    assert [hit.id for hit in second.search("cat", 1)] == [hit.id for hit in first[0].search("cat", 1)] == ["d0"]
+    assert len(entries(cache, "indexes")) == 1
+
+
+def test_lost_notes_are_said_to_be_lost(cache: Cache) -> None:
+    cache.retriever(corpus_of(DOCUMENTS), lsr.Bm25())
+    (about,) = (cache.folder / "indexes").glob("*.json")
+    about.unlink()
+    with pytest.warns(LsrWarning, match="what was said when an entry of the cache was made is lost"):
+        cache.retriever(corpus_of(DOCUMENTS), lsr.Bm25())
+
+
+def test_half_precision_is_another_entry(cache: Cache, checkpoint: Path, encoder: lsr.Encoder) -> None:
+    half = lsr.load_encoder(checkpoint, dtype="bfloat16")
+    for one in (encoder, half):
+        cache.queries(QUERIES, cache.retriever(corpus_of(DOCUMENTS), one))
+    assert [len(entries(cache, kind)) for kind in ("indexes", "vectors", "queries")] == [2, 2, 2]
+
+
+def test_expansions_are_another_entry(cache: Cache) -> None:
+    for expansion in ("", "more", "other"):
+        cache.retriever(corpus_of([replace(d, expansion=expansion) for d in DOCUMENTS]), lsr.Bm25())
+    assert len(entries(cache, "indexes")) == 3
+
+
+def test_an_index_with_a_plan_serves_where_none_is_needed(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    unplanned = lsr.BuildOptions(plan_queries=0)
+    cache.retriever(corpus_of(DOCUMENTS[:3]), lsr.Bm25(), unplanned)
+    cache.retriever(corpus_of(DOCUMENTS[:3]), lsr.Bm25())
+    assert len(entries(cache, "indexes")) == 2, "an index without a plan does not serve where one is wanted"
+    made = cache.retriever(corpus_of(DOCUMENTS), lsr.Bm25())
+    monkeypatch.setattr(lsr.Bm25, "fit", lambda *_, **__: pytest.fail("made again"))
+    opened = cache.retriever(corpus_of(DOCUMENTS), lsr.Bm25(), unplanned)
+    assert opened.index.manifest.options == made.index.manifest.options == lsr.BuildOptions()

@@ -132,7 +132,7 @@ def test_bad_input_is_one_sentence_and_exit_code_1(tmp_path, monkeypatch, capsys
         (["--candidates", "0"], "candidates must be an integer of at least 1"),
         (["--query-cut", "3"], "search the blocks of an index built with --seismic: add that"),
         (["--threads", "0"], "threads must be an integer of at least 1"),
-        (["--device", "cuda"], "bm25 takes no lengths, revision or device"),
+        (["--device", "cuda"], "bm25 takes no lengths, revision, device or dtype"),
     ],
 )
 def test_bad_options_are_refused_before_the_work(dataset, capsys, monkeypatch, arguments, message):
@@ -140,6 +140,30 @@ def test_bad_options_are_refused_before_the_work(dataset, capsys, monkeypatch, a
     code, _, err = run(capsys, "evaluate", "--model", "bm25", "--dataset", dataset, *arguments)
     assert code == 1
     assert message in err
+
+
+def test_blocks_with_a_graph_are_built_and_searched(tmp_path, corpus, capsys):
+    target = tmp_path / "x.index"
+    assert run(capsys, "index", corpus, "--model", "bm25", "--seismic", "--graph", 1, "--out", target)[0] == 0
+    for knobs in (["--query-cut", "2"], ["--query-cut", "0.9", "--neighbours", "1"], ["--neighbours", "0"]):
+        code, out, _ = run(capsys, "search", target, "cat", *knobs, "--json", "-")
+        assert code == 0
+        assert json.loads(out)["hits"] if isinstance(json.loads(out), dict) else json.loads(out)
+    code, _, err = run(capsys, "index", corpus, "--model", "bm25", "--graph", 1, "--out", tmp_path / "y.index")
+    assert (code, err) == (
+        1,
+        "lsr: --graph tune the blocks of an index built with --seismic: add that, or leave them out\n",
+    )
+
+
+def test_the_planner_takes_a_sample_of_questions(tmp_path, corpus, capsys):
+    (tmp_path / "sample.jsonl").write_text('{"_id": "1", "text": "cat"}\n')
+    given = ["--model", "bm25", "--sample", tmp_path / "sample.jsonl"]
+    assert run(capsys, "index", corpus, *given, "--out", tmp_path / "x.index")[0] == 0
+    (tmp_path / "sample.jsonl").write_text("")
+    code, _, err = run(capsys, "index", corpus, *given, "--out", tmp_path / "y.index")
+    assert code == 1
+    assert "sample" in err
 
 
 def test_default_metrics_fit_the_depth(dataset, capsys):

@@ -290,3 +290,13 @@ def test_half_a_character_is_refused(tmp_path: Path) -> None:
     path.write_text('{"_id": "d1", "text": "a \\ud83d"}\n')
     with pytest.raises(InputError, match=r"document 'd1' holds half a character"):
         list(read_corpus(path))
+
+
+def test_repeated_query_ids_are_refused_or_skipped(tmp_path: Path) -> None:
+    path = write(tmp_path / "queries.jsonl", '{"_id": "q1", "text": "a"}\n{"_id": "q1", "text": "b"}\n')
+    with pytest.raises(
+        InputError, match="queries.jsonl: the query id 'q1' is used twice: ids must be unique .*--skip-rep"
+    ):
+        list(read_queries(path))
+    with pytest.warns(LsrWarning, match="1 queries of .*queries.jsonl were left out: their ids were used before"):
+        assert list(read_queries(path, skip_repeats=True)) == [Query("q1", "a")]

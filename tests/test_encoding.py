@@ -1,7 +1,9 @@
 """Encoding through a folder of shards: what is kept, what is encoded again, what is refused."""
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -246,7 +248,7 @@ def test_a_folder_of_another_encoder_or_length_is_refused_and_kept(
 ) -> None:
     before = read_vectors(folder)
     encoder, seen = other
-    with pytest.raises(InputError, match="holds vectors of another encoder, or of other lengths: name another folder"):
+    with pytest.raises(InputError, match="holds vectors of another encoder, length or dtype: name another folder"):
         encode_corpus(DOCUMENTS, encoder, folder)
     assert seen == []
     assert same(read_vectors(folder), before)
@@ -306,3 +308,21 @@ def test_the_vectors_of_another_corpus_are_not_overwritten(tmp_path: Path) -> No
     with pytest.raises(InputError, match=r"holds the vectors of .*one.jsonl: name another folder"):
         encode_corpus(tmp_path / "other.jsonl", encoder, tmp_path / "vectors")
     assert read_vectors(tmp_path / "vectors").ids == ["1"]
+
+
+def test_two_encodings_into_one_folder_leave_a_whole_one(tmp_path: Path) -> None:
+    """Each reads what the other finished, and writes what is missing: the vectors are the same from both."""
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: encode_corpus(DOCUMENTS, letters()[0], tmp_path / "v"), range(12)))
+    assert all(same(one, read_vectors(tmp_path / "v")) for one in made)
+    assert names(tmp_path / "v") == [ENCODING_FILE, *(f"shard-0000{i}.npz" for i in range(3))]
+
+
+def test_an_encoding_goes_on_where_another_process_deleted_its_folder(tmp_path: Path) -> None:
+    def deleting() -> Iterator[Document]:
+        yield from DOCUMENTS[:SHARD]
+        shutil.rmtree(tmp_path / "v")
+        yield from DOCUMENTS[SHARD:]
+
+    encoded = encode_corpus(Corpus("docs", deleting), letters()[0], tmp_path / "v")
+    assert encoded.ids == [document.id for document in DOCUMENTS]

@@ -1,12 +1,14 @@
 """Lines that may be broken, and files that are never half there."""
 
 import gzip
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from lsr.errors import FormatError, InputError
-from lsr.files import check_target, new_folder, open_lines, replacing, sha256_of, write_synced
+from lsr.files import check_target, new_folder, open_lines, replacing, sha256_of, write_synced, write_whole
 
 OLD = '{"format_version": 1, "checksum": ""}'  # by which a folder is known as ours
 
@@ -229,3 +231,58 @@ def test_an_interruption_between_the_two_renames_brings_the_old_folder_back(
     with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "made", overwrite=True) as folder:
         (folder / "a").write_text("new")
     assert tree(tmp_path) == {"made/manifest.json": OLD}
+
+
+# --- two at once -----------------------------------------------------------------------------------
+
+
+def test_of_two_folders_made_at_once_the_first_finished_stays(tmp_path: Path) -> None:
+    with (  # noqa: PT012 - the first one is made inside of the second
+        pytest.raises(InputError, match="made already exists"),
+        new_folder(tmp_path / "made") as second,
+    ):
+        (second / "a").write_text("second")
+        with new_folder(tmp_path / "made") as first:
+            assert second != first
+            (first / "a").write_text("first")
+    assert tree(tmp_path) == {"made/a": "first"}
+
+
+def test_of_two_overwriters_the_last_finished_stays(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "made", overwrite=True) as second:
+        (second / "manifest.json").write_text(OLD)
+        with new_folder(tmp_path / "made", overwrite=True) as first:
+            (first / "manifest.json").write_text(OLD)
+            (first / "a").write_text("first")
+    assert tree(tmp_path) == {"made/manifest.json": OLD}
+
+
+def test_of_two_writers_of_a_file_the_last_finished_stays(tmp_path: Path) -> None:
+    with replacing(tmp_path / "a") as second:
+        second.write("second, which is longer")
+        with replacing(tmp_path / "a") as first:
+            first.write("first")
+        write_whole(tmp_path / "b", lambda file: file.write(b"b"))
+        assert tree(tmp_path)["a"] == "first"
+    assert tree(tmp_path) == {"a": "second, which is longer", "b": "b"}
+
+
+KILLED = """
+import os, sys
+from lsr.files import new_folder, replacing
+with new_folder(sys.argv[1]) as folder, replacing(sys.argv[2]) as file:
+    (folder / "half").write_text("half")
+    os._exit(9)
+"""
+
+
+def test_what_killed_processes_left_is_deleted_and_what_lives_is_not(tmp_path: Path) -> None:
+    folder, file = tmp_path / "made", tmp_path / "text.json"
+    with replacing(file) as living:
+        subprocess.run([sys.executable, "-c", KILLED, folder, file], check=False)
+        assert len([name for name in tree(tmp_path) if "partial" in name]) == 3
+        with new_folder(folder) as inside, replacing(file):
+            assert list(inside.iterdir()) == []
+            assert len([name for name in tree(tmp_path) if "partial" in name]) == 2
+        living.write("lives")
+    assert tree(tmp_path) == {"text.json": "lives"}

@@ -184,6 +184,9 @@ def test_compare_run_files(pets, tmp_path, capsys):
         (["evaluate", "--model", "bm25", "--model", "x", "--dataset", "d", "--save-run", "r"], "--save-runs and"),
         (["evaluate", "--model", "bm25", "--dataset", "d", "--n-postings", "3"], "built with --seismic"),
         (["evaluate", "--model", "bm25", "--dataset", "msmarco:dev", "-k", "9", "--metric", "map@1000"], "lists of 9"),
+        (["evaluate", "--model", "dense:x", "--dataset", "d", "--dtype", "float16"], "--dtype is of sparse encoders"),
+        (["evaluate", "--model", "bm25", "--dataset", "d", "--dataset", "e", "--expansions", "x"], "of one collection"),
+        (["evaluate", "--model", "bm25", "--dataset", "d", "--split", "x", "--expansions", "e"], "e is missing"),
         (["judge", "--model", "bm25", "--dataset", "d", "--scale", "0"], "the scale must be an integer of at least 1"),
     ],
 )
@@ -199,3 +202,28 @@ def test_numbers_and_tables() -> None:
         "| name |   x |\n|------|----:|\n| a    | 1.5 |\n| bcd  |   – |"
     )
     assert markdown_table(["only"], []) == "| only |\n|------|"
+
+
+@pytest.mark.parametrize(
+    ("search", "plan_queries"),
+    [({"exact": True}, 0), ({"candidates": 5}, 0), ({"recall": 0.9}, 100), ({}, 100), ({"exact": False}, 100)],
+)
+def test_an_index_has_a_plan_where_a_search_asks_for_one(pets: Path, search, plan_queries) -> None:
+    harness = Harness(find_collections([str(pets)]))
+    (evaluation,) = harness.evaluate("bm25", lsr.Bm25(), **search)
+    (retriever,) = harness._last.values()
+    assert retriever.index.manifest.options.plan_queries == plan_queries
+    assert evaluation.report.metrics["ndcg@10"] == 1.0
+
+
+def test_repeated_queries_are_refused_or_skipped(pets: Path, capsys) -> None:
+    with (pets / "queries.jsonl").open("a") as file:
+        file.write('{"_id": "q1", "text": "money"}\n')
+    command = ("evaluate", "--model", "bm25", "--dataset", pets, "--exact", "--metric", "ndcg@10", "--json", "-")
+    code, _, err = run(capsys, *command)
+    assert code == 1
+    assert "queries.jsonl: the query id 'q1' is used twice: ids must be unique" in err
+    code, out, err = run(capsys, *command, "--skip-repeats")
+    assert code == 0
+    assert "queries.jsonl were left out: their ids were used before" in err
+    assert json.loads(out)["results"][0]["metrics"] == {"ndcg@10": 1.0}

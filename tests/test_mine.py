@@ -238,6 +238,19 @@ def test_interrupted_mining_goes_on_where_it_stopped(tmp_path, name):
     assert report.queries == 700
 
 
+def test_two_minings_to_one_file_do_not_mix(tmp_path):
+    options, out = MiningOptions(ranks=(1, 9), negatives=2), tmp_path / "mined.jsonl"
+
+    def search(done: int):
+        with pytest.raises(InputError, match="another process is mining to .*mined.jsonl: wait for it"):
+            mine_to_file(out, lambda done: [], MANY_QRELS, options)
+        return list(MANY.items())[done:]
+
+    report = mine_to_file(out, search, MANY_QRELS, options)
+    assert report.queries == len(list(read_rows(out))) == 700
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+
+
 # --- the command ---------------------------------------------------------------------------------
 
 

@@ -224,3 +224,59 @@ def test_a_hub_id_that_cannot_be_fetched_is_one_sentence(monkeypatch):
 def test_lengths_below_one_token_are_refused(checkpoint, name):
     with pytest.raises(InputError, match=f"{name} must be at least 1"):
         lsr.load_encoder(checkpoint, **{name: 0})
+
+
+# --- half precision ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_rounds_and_its_vectors_are_kept_apart(tmp_path, checkpoint, dtype):
+    from lsr.encoding import encode_corpus
+
+    full, half = (lsr.load_encoder(checkpoint, device="cpu", dtype=d) for d in ("float32", dtype))
+    a, b = (encoder.encode_documents(TEXTS).toarray() for encoder in (full, half))
+    assert 0 < np.abs(a - b).max() < 0.1
+    encode_corpus(TEXTS, full, tmp_path / "v")
+    with pytest.raises(InputError, match="holds vectors of another encoder, length or dtype"):
+        encode_corpus(TEXTS, half, tmp_path / "v")
+    assert half.fingerprint == full.fingerprint, "an index is searched with queries in full precision"
+
+
+def test_half_precision_needs_a_transformer_and_a_device_that_has_it(tmp_path, checkpoint, monkeypatch, capsys):
+    import torch
+
+    from lsr.cli import main
+    from lsr.encoder import Encoder
+
+    encoder = lsr.load_encoder(checkpoint, device="cpu")
+    table = lsr.inference_free(encoder, np.ones(encoder.vocabulary_size, dtype=np.float32)).queries
+    Encoder(table, table).save(tmp_path / "tables")
+    with pytest.raises(InputError, match="tables runs no transformer in torch: dtype 'float16' would change nothing"):
+        lsr.load_encoder(tmp_path / "tables", dtype="float16")
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "1", "text": "a cat"}\n')
+    command = ["encode", str(tmp_path / "corpus.jsonl"), "--model", "bm25", "--out", str(tmp_path / "v")]
+    assert main([*command, "--dtype", "float16"]) == 1
+    assert capsys.readouterr().err == "lsr: bm25 takes no lengths, revision, device or dtype: leave them out\n"
+    monkeypatch.setattr(torch, "autocast", lambda *_: torch.no_grad())  # as where autocast turns itself off
+    with pytest.raises(InputError, match="the device cpu does not multiply in bfloat16: take float32"):
+        lsr.load_encoder(checkpoint, device="cpu", dtype="bfloat16")
+
+
+def test_dtype_from_the_command_line(tmp_path, checkpoint):
+    from lsr.cli import main
+    from lsr.encoding import read_vectors
+
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "1", "text": "a cat sat on the mat"}\n')
+    command = [
+        "encode",
+        tmp_path / "corpus.jsonl",
+        "--model",
+        checkpoint,
+        "--dtype",
+        "bfloat16",
+        "--out",
+        tmp_path / "v",
+    ]
+    assert main([str(part) for part in command]) == 0
+    expected = lsr.load_encoder(checkpoint, dtype="bfloat16").encode_documents(["a cat sat on the mat"])
+    assert read_vectors(tmp_path / "v").vectors.toarray().tolist() == expected.toarray().tolist()

@@ -5,6 +5,7 @@ import json
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,18 @@ def test_a_text_table_gives_back_what_was_put_in(tmp_path_factory, records):
     copy = pickle.loads(pickle.dumps(table))  # noqa: S301
     assert list(copy) == list(table)
     assert len(pickle.dumps(table)) < 1000  # the files are named, not copied
+
+
+def test_repeated_query_ids_are_refused_or_skipped(home):
+    """As those of documents; a cached table of skipped ones does not let them pass later."""
+    with (home / "queries.jsonl").open("a") as file:
+        file.write('{"_id": "q1", "text": "another"}\n')
+    source = Source(home / "qrels" / "train.tsv", home, skip_repeats=True)
+    with pytest.warns(LsrWarning, match="1 queries of .*queries.jsonl were left out: their ids were used before"):
+        tables = source.open(home / "cache")
+    assert list(tables.queries) == list(QUERIES.values())
+    with pytest.raises(InputError, match="the query id 'q1' is used twice: .*data.skip_repeats=true keep"):
+        replace(source, skip_repeats=False).open(home / "cache")
 
 
 def test_an_id_that_is_used_twice_is_refused(tmp_path):

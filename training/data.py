@@ -37,7 +37,7 @@ class Source:
         corpus: what `lsr.read_corpus` takes, instead of the collection's.
         queries: a file of queries, or queries, instead of the collection's.
         weight: how often each row is drawn in an epoch; .5 draws one half of them, the other half in the next.
-        skip_repeats: keep the first document of an id that is used twice in the corpus.
+        skip_repeats: keep the first document or query of an id that is used twice.
     """
 
     path: str | os.PathLike[str]
@@ -63,7 +63,8 @@ class Source:
             raise InputError(f"{path}: a source's weight must be a positive number, not {self.weight!r}")
         corpus = read_corpus(home if self.corpus is None else self.corpus, skip_repeats=self.skip_repeats)  # type: ignore[arg-type]
         documents = document_table(cache, corpus)
-        queries = query_table(cache, home if self.queries is None else self.queries)  # type: ignore[arg-type]
+        asked = home if self.queries is None else self.queries
+        queries = query_table(cache, asked, skip_repeats=self.skip_repeats)  # type: ignore[arg-type]
         return Tables(queries, documents, row_table(cache, path, queries, documents))
 
 

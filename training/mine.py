@@ -14,13 +14,14 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lsr.errors import FormatError, InputError
-from lsr.files import replacing
+from lsr.files import locked, replacing
 from lsr.run import Qrels, Ranking, RunRow, ranking_of, run_lines
 from lsr.training.rows import Row, check_training_target, new_training_file
 
@@ -179,10 +180,29 @@ def mine_to_file(
         more: ``positive_scores``, ``teacher`` and ``text_of`` of `mine`.
 
     Raises:
-        InputError: ``out`` is no name of a training file; or unfinished work beside it is of other options.
+        InputError: ``out`` is no name of a training file; unfinished work beside it is of other options, or of another
+            process that is at it.
     """
     out = check_training_target(out)
     rows, note = (out.with_name(f".{out.name}.{ending}") for ending in ("unfinished", "unfinished.json"))
+    rows.touch()
+    with locked(rows, wait=False) as held:
+        if held is False:
+            raise InputError(f"another process is mining to {out}: wait for it, or write to another file")
+        return _mine_to_file(out, rows, note, search, qrels, options, key, more)
+
+
+def _mine_to_file(
+    out: Path,
+    rows: Path,
+    note: Path,
+    search: Callable[[int], Iterable[tuple[str, Ranking]]],
+    qrels: Qrels,
+    options: MiningOptions,
+    key: str,
+    more: Mapping[str, Any],
+) -> MiningReport:
+    """The same with the lock of ``rows``; ``note`` says how far they go."""
     state: dict[str, Any] = {"key": f"{key} {options}", "done": 0, "bytes": 0, "report": {}}
     if note.is_file():
         there = json.loads(note.read_text(encoding="utf-8"))

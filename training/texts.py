@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from lsr.corpus import Corpus, find_file, read_queries
+from lsr.corpus import Corpus, find_file, read_queries, unique_queries
 from lsr.errors import InputError
 from lsr.records import Query
 from lsr.tokenizer import ModelTokenizer
@@ -161,16 +161,20 @@ def document_table(cache: Path, corpus: Corpus) -> TextTable:
     return TextTable(cached(cache, key, lambda folder: TextTable.build(folder, corpus.name, records)), corpus.name)
 
 
-def query_table(cache: Path, queries: str | os.PathLike[str] | Iterable[Query]) -> TextTable:
-    """The queries of a file (or given ones), through the cache."""
+def query_table(
+    cache: Path, queries: str | os.PathLike[str] | Iterable[Query], *, skip_repeats: bool = False
+) -> TextTable:
+    """The queries of a file (or given ones), through the cache; ``skip_repeats`` as in `lsr.corpus.unique_queries`."""
+    key: dict[str, Any] = {"skip_repeats": skip_repeats}
     if isinstance(queries, str | os.PathLike):
         path = find_file(Path(queries), "queries.jsonl") if Path(queries).is_dir() else Path(queries)
-        name, records = str(path), ((query.id, query.text) for query in read_queries(path))
-        key: dict[str, Any] = {"queries": file_key(path)}
+        name, found = str(path), read_queries(path, skip_repeats=skip_repeats)
+        key["queries"] = file_key(path)
     else:
-        given = [(query.id, query.text) for query in queries]
-        name, records = "the given queries", (pair for pair in given)
-        key = {"queries": hashlib.sha256(json.dumps(given).encode()).hexdigest()}
+        given = list(queries)
+        name, found = "the given queries", unique_queries(given, "the given queries", skip_repeats=skip_repeats)
+        key["queries"] = hashlib.sha256(json.dumps([(query.id, query.text) for query in given]).encode()).hexdigest()
+    records = ((query.id, query.text) for query in found)
     return TextTable(cached(cache, key, lambda folder: TextTable.build(folder, name, records)), name)
 
 

@@ -49,7 +49,8 @@ class Validation:
             return None
         folder = Path(asked.collection or config.data.collection)
         qrels = read_qrels(folder / "qrels" / f"{asked.split}.tsv")
-        texts = {query.id: query.text for query in read_queries(find_file(folder, "queries.jsonl"))}
+        read = read_queries(find_file(folder, "queries.jsonl"), skip_repeats=config.data.skip_repeats)
+        texts = {query.id: query.text for query in read}
         kept = [q for q, grades in qrels.items() if q in texts and max(grades.values()) > 0][: asked.queries]
         judged = {doc_id for query_id in kept for doc_id in qrels[query_id]}
         first: dict[str, str] = {}
