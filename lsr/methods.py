@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 #: The options of each head, and what holds where they are left out; None where there is no default.
 HEAD_OPTIONS: Final[dict[str, dict[str, Any]]] = {
     "mlm": {"pooling": "max", "activation": "log1p", "top_terms": None},
+    "mlm-lexical": {"pooling": "max", "activation": "log1p", "scale": 1.0, "top_terms": None},
     "clsmlm": {"activation": "log1p", "top_terms": None},
     "epic": {"activation": "softplus", "top_terms": None},
     "mlp": {"activation": "relu", "norm": "none", "top_terms": None},
@@ -38,7 +39,7 @@ HEAD_OPTIONS: Final[dict[str, dict[str, Any]]] = {
     "lookup": {"idf": None},
     "learned-lookup": {},
 }
-WITH_MLM_HEAD: Final = ("mlm", "clsmlm", "epic")
+WITH_MLM_HEAD: Final = ("mlm", "mlm-lexical", "clsmlm", "epic")
 MAX_LENGTHS: Final = {"documents": 256, "queries": 64}
 ENCODER_OPTIONS: Final = ("backbone", "revision", "head_init", "shared", "documents", "queries")
 

@@ -18,12 +18,14 @@ from lsr.backbone import Backbone, digest
 from lsr.batching import EMPTY_ROW, batches_by_length, encode_batches, pad, sparse_rows, stack_rows
 from lsr.encoder import DTYPES, Advance, Encoded, NeuralSide
 from lsr.errors import FormatError, InputError
-from lsr.heads import ClsMlmHead, EpicHead, MlmHead, MlpHead, SparseHead, TableHead
+from lsr.heads import ClsMlmHead, EpicHead, LexicalMlmHead, MlmHead, MlpHead, SparseHead, TableHead
 from lsr.lookup import LookupEncoder, table_fingerprint
 from lsr.tokenizer import ModelTokenizer
 
 #: Heads over a backbone, by the kind under which they are saved.
-HEADS: dict[str, type[SparseHead]] = {head.kind: head for head in (MlmHead, ClsMlmHead, EpicHead, MlpHead)}
+HEADS: dict[str, type[SparseHead]] = {
+    head.kind: head for head in (MlmHead, LexicalMlmHead, ClsMlmHead, EpicHead, MlpHead)
+}
 HEAD_FILE = "head.safetensors"
 
 #: Tokens in a batch, padding included.
@@ -109,7 +111,7 @@ class NeuralEncoder(NeuralSide):
         return self._fingerprint[1]
 
     def _identity(self) -> str:
-        if isinstance(self.module, MlmHead) and self.top_terms is None:
+        if type(self.module) is MlmHead and self.top_terms is None:
             return f"mlm {self.module.pooling} {self.module.activation} {self.backbone.fingerprint}"
         settings = json.dumps({**self.module.config(), "top_terms": self.top_terms}, sort_keys=True)
         own = [f"{name} {digest(tensor)}" for name, tensor in sorted(self.module.own_state().items())]

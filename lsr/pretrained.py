@@ -139,7 +139,7 @@ TORCHLESS_SIDES: dict[str, Any] = {
 }
 
 #: Kinds whose sides run a transformer with torch.
-NEURAL_KINDS = ("mlm", "clsmlm", "epic", "mlp")
+NEURAL_KINDS = ("mlm", "mlm-lexical", "clsmlm", "epic", "mlp")
 
 
 def _load_neural(
