@@ -16,7 +16,7 @@ from lsr.errors import FormatError, InputError, optional_import
 from lsr.eval.experiments import Claim, Experiment, Variant, seeds_of
 from lsr.eval.report import markdown_table, number
 from lsr.eval.significance import Comparison, Interval, PerQuery, bootstrap, compare, with_holm
-from lsr.files import replacing, write_synced
+from lsr.files import replacing, write_whole
 
 ALPHA = 0.05
 
@@ -366,7 +366,7 @@ def plot(findings: Findings, path: Path) -> None:
     axes.grid(visible=True, alpha=0.25)
     (axes.set_ylabel if any(groups) else axes.set_xlabel)(findings.experiment.metric)
     axes.set_title(findings.experiment.title)
-    write_synced(path, lambda file: figure.savefig(file, format="png", dpi=150))
+    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=150))
 
 
 def _bars(systems: Sequence[System]) -> tuple[list[float], list[list[float]]]:

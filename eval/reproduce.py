@@ -66,6 +66,8 @@ def reproduce(
     if jobs < 1:
         raise InputError(f"{jobs} jobs: at least 1 step runs at a time")
     folder = Path(folder)
+    if report_only and not folder.is_dir():
+        raise InputError(f"{folder} is missing: nothing of the experiment {experiment.name} was run there")
     _claim(folder, experiment.name)
     steps = steps_of(experiment, folder)
     keys: dict[str, str] = {}
@@ -75,7 +77,9 @@ def reproduce(
     if not report_only:
         _run_all(pending, keys, folder, jobs, run or run_lsr, say, len(steps))
         pending = []
-    findings = findings_of(experiment, folder, _about(folder, steps), missing=[step.name for step in pending])
+    missing = [step.name for step in pending]
+    about = _about(folder, [step for step in steps if step.name not in missing])
+    findings = findings_of(experiment, folder, about, missing=missing)
     write_report(findings, folder)
     return findings
 

@@ -15,7 +15,7 @@ from scipy.sparse import csr_array
 from tqdm import tqdm
 
 from lsr.errors import FormatError, InputError
-from lsr.index.search import Found, Searcher
+from lsr.index.search import Found, Queries, Searcher
 
 #: Hits for which settings are tried. The candidates of a setting grow with the hits wanted.
 K = 10
@@ -51,7 +51,7 @@ class Setting:
     error: float = 0.0
     microseconds: float = 0.0
 
-    def run(self, searcher: Searcher, queries: csr_array, k: int, threads: int | None) -> Found:
+    def run(self, searcher: Searcher, queries: Queries, k: int, threads: int | None) -> Found:
         """Search this way for k hits."""
         knobs = self.knobs
         if self.regime == "exact":
@@ -133,7 +133,7 @@ class Plan:
 
 
 def fit_plan(
-    searcher: Searcher, queries: csr_array | None, n_queries: int, *, seed: int = 0, progress: bool = False
+    searcher: Searcher, queries: Queries | None, n_queries: int, *, seed: int = 0, progress: bool = False
 ) -> Plan:
     """Try all settings on sample queries.
 
@@ -181,7 +181,7 @@ def _settings(searcher: Searcher) -> Iterator[Setting]:
             yield Setting("blocks", {"query_cut": cut, "heap_factor": factor, **graph})
 
 
-def _timed(setting: Setting, searcher: Searcher, queries: csr_array) -> tuple[Found, float]:
+def _timed(setting: Setting, searcher: Searcher, queries: Queries) -> tuple[Found, float]:
     begin = time.perf_counter()
     found = setting.run(searcher, queries, K, 1)
     return found, time.perf_counter() - begin

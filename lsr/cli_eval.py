@@ -143,11 +143,15 @@ def _evaluate_run_file(options: argparse.Namespace, collection: Any) -> None:
 
 
 def _evaluate_models(options: argparse.Namespace, collections: list[Any]) -> None:
+    from lsr.eval.ensemble import DENSE_KINDS
     from lsr.eval.harness import Harness, compare_models, comparison_table, table
 
     arguments = _checked_search(options, collections)
     build = index_options(options)
     cache = _cache(options)
+    members = [member.strip() for model in options.model for member in model.removeprefix("raw: ").split(" + ")]
+    if options.dtype and all(member == "bm25" or member.partition(":")[0] in DENSE_KINDS for member in members):
+        raise InputError("--dtype is of sparse encoders, and none is named: leave it out")
     encoders = {_label(model, options.model): _model_of(options, model) for model in options.model}
     if options.save_runs:
         check_parent(Path(options.save_runs))
@@ -207,7 +211,13 @@ def _checked_search(options: argparse.Namespace, collections: list[Any]) -> dict
         check_search_options(depth, **arguments)
     check_threads(options.threads)
     if {"query_cut", "heap_factor", "neighbours"} & arguments.keys() and not (options.seismic or options.lossless):
-        raise InputError("--query-cut and --heap-factor search the blocks of an index built with --seismic: add that")
+        raise InputError(
+            "--query-cut, --heap-factor and --neighbours search the blocks of an index built with --seismic: add that"
+        )
+    if arguments.get("neighbours", 0) > (options.graph or 0):
+        raise InputError(
+            f"--neighbours {options.neighbours} is more than the index keeps: build it with --graph as many"
+        )
     return arguments
 
 
@@ -221,8 +231,6 @@ def _model_of(options: argparse.Namespace, spec: str) -> Any:
             raise InputError("--query-model, --idf and --vectors are of one model: leave them out with an ensemble")
         return Ensemble(tuple(_model_of(options, member.strip()) for member in members), not spec.startswith("raw: "))
     if spec.partition(":")[0] in DENSE_KINDS:
-        if options.dtype and options.model == [spec]:
-            raise InputError("--dtype is of sparse encoders, not of dense models: leave it out")
         return dense_model(spec, options.device)
     return encoder_of(_for_model(options, spec))
 
@@ -348,6 +356,8 @@ def _reproduce(options: argparse.Namespace) -> None:
         raise InputError(
             f"there is no experiment {options.name!r}: it is none of {', '.join(known) or 'none'}, and no file"
         )
+    if options.jobs != 1 and (options.report or options.dry_run):
+        raise InputError("--jobs is for running steps: leave it out of --report and --dry-run")
     experiment = load_experiment(path, options.settings)
     folder = Path(options.out or f"runs/reproduce-{experiment.name}")
     if options.dry_run:

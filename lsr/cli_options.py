@@ -177,6 +177,7 @@ def index_options(options: argparse.Namespace) -> "lsr.BuildOptions":
 def build_retriever(corpus: Any, options: argparse.Namespace, path: str | None = None) -> Any:
     """Encode and index a corpus as the options say."""
     sample = getattr(options, "sample", None)
+    questions = None if sample is None else list(read_queries(sample, skip_repeats=options.skip_repeats))
     return lsr.Retriever.build(
         corpus,
         encoder_of(options),
@@ -185,7 +186,7 @@ def build_retriever(corpus: Any, options: argparse.Namespace, path: str | None =
         vectors=options.vectors,
         threads=options.threads,
         max_memory=options.max_memory,
-        sample=None if sample is None else read_queries(sample),
+        sample=questions,
         progress=True,
         overwrite=getattr(options, "overwrite", False),
     )

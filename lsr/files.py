@@ -119,7 +119,8 @@ def new_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iter
     """Yield an empty folder that becomes ``path`` when the block ends well, and vanishes otherwise.
 
     Of two processes that make one folder, each fills its own. The first one that ends stays, and the other is refused
-    at its end; with ``overwrite`` the last one stays.
+    at its end; with ``overwrite`` the last one stays. Blocks are not nested: the inner one would wait for the outer
+    one's lock.
 
     Raises:
         InputError: ``path`` exists and ``overwrite`` is False, or its parent is missing.

@@ -40,8 +40,10 @@ class Layout(NamedTuple):
 
 
 def packable(model: Any) -> bool:
-    """Whether `run_packed` takes this transformer."""
-    return model.config.model_type in PACKABLE and not getattr(model.config, "is_decoder", False)
+    """Whether `run_packed` takes this transformer; before transformers 5, BERTs take no attention of others."""
+    config = model.config
+    takes = getattr(model, "_supports_attention_backend", False)
+    return config.model_type in PACKABLE and bool(takes) and not getattr(config, "is_decoder", False)
 
 
 def run_packed(

@@ -257,8 +257,9 @@ def test_after_a_failure_nothing_begins_and_what_runs_ends(file: Path, tmp_path:
 
 def test_what_is_done_is_reported_and_what_is_missing_named(file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(InputError, match="nothing of the experiment weights is done"):
+    with pytest.raises(InputError, match="is missing: nothing of the experiment weights was run there"):
         reproduce(load_experiment(file), out, report_only=True)
+    assert not out.exists()
     with pytest.raises(StepError):
         reproduce(load_experiment(file), out, run=Commands(fail="train"), say=lambda _: None)
     findings = reproduce(load_experiment(file), out, report_only=True, run=Commands(fail=" "))
