@@ -1,4 +1,4 @@
-"""All compiled search code. Arguments are contiguous 1-D arrays and scalars, checked by the callers.
+"""Exact search and search by lists, compiled. Arguments are contiguous 1-D arrays and scalars, checked by the callers.
 
 A score is the float32 sum over the query's terms, in ascending order of term id, of query weight
 times document weight. Every path adds in that order, so that scores are equal to the last bit.
@@ -8,31 +8,6 @@ Better means a larger score; of equal scores, the smaller row.
 import numpy as np
 
 from lsr.numba_support import half_to_float, kernel, prefetch, product16
-
-MOST_WEIGHT = np.finfo(np.float32).max
-
-
-@kernel
-def take_rows(indptr, terms, weights, vocabulary_size, new_indptr, new_terms, new_weights):
-    """Copy CSR rows that are as `lsr.vectors.check_vectors` returns them, without a zero; False if they are not."""
-    if len(indptr) == 0 or indptr[0] != 0 or indptr[-1] != len(terms) or len(terms) != len(weights):
-        return False
-    new_indptr[0] = 0
-    for row in range(len(indptr) - 1):
-        start, stop = indptr[row], indptr[row + 1]
-        if stop < start or stop > len(terms):
-            return False
-        last = np.int64(-1)
-        for p in range(start, stop):
-            if terms[p] <= last or terms[p] >= vocabulary_size or not (0 < weights[p] <= MOST_WEIGHT):
-                return False
-            last = np.int64(terms[p])
-            new_terms[p] = last
-            new_weights[p] = weights[p]
-            if new_weights[p] == 0:  # a float64 too small for float32
-                return False
-        new_indptr[row + 1] = stop
-    return True
 
 
 @kernel

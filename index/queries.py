@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from lsr.errors import InputError
-from lsr.index.kernels import take_rows
+from lsr.index.query_kernels import take_rows
 from lsr.vectors import QueryVectors, SparseRows, as_query_vectors
 
 Array: TypeAlias = NDArray[Any]

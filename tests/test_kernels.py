@@ -14,6 +14,7 @@ from lsr.index.build import build_segment
 from lsr.index.invert import invert
 from lsr.index.options import BuildOptions
 from lsr.index.prune import prune
+from lsr.index.query_kernels import take_rows
 from lsr.index.search import Searcher
 from lsr.index.segment import DENSE_LIST, SHORT_LIST, WINDOW, WINDOWED_LIST, check_segment, n_windows, padded
 from lsr.numba_support import half_to_float, kernel
@@ -312,7 +313,7 @@ def test_rows_that_keep_the_contract_are_told_from_others(documents, damage):
     elif damage != "nothing":
         weights[0] = {"negative": -1, "nan": np.nan, "infinite": np.inf, "zero": 0}[damage]
     rows = SparseRows.empty(len(indptr) - 1, len(terms), size)
-    copied = kernels.take_rows(indptr, terms, weights, size, rows.indptr, rows.indices, rows.data)
+    copied = take_rows(indptr, terms, weights, size, rows.indptr, rows.indices, rows.data)
     assert copied == (damage == "nothing")
     if copied:
         assert (rows.to_csr() != documents).nnz == 0
