@@ -3,7 +3,7 @@
 import statistics
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -116,7 +116,7 @@ def evaluate_retriever(
     scores = evaluate_run(run, dataset.qrels, metrics)
     report = Report(
         dataset=dataset.name,
-        mode=_mode(options),
+        mode=search_mode(options),
         metrics=scores.mean,
         n_documents=len(index),
         n_queries=scores.n_queries,
@@ -206,7 +206,8 @@ def _documents_named_as_queries(retriever: Retriever, queries: Sequence[Query]) 
     return shared
 
 
-def _mode(options: dict[str, Any]) -> str:
+def search_mode(options: Mapping[str, Any]) -> str:
+    """How `Index.search` answers with these arguments: "exact", "planned", "pruned" or "seismic"."""
     if options.get("exact"):
         return "exact"
     if any(options.get(name) is not None for name in ("query_cut", "heap_factor", "neighbours")):

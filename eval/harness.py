@@ -14,7 +14,7 @@ from lsr.errors import InputError
 from lsr.eval.cache import Cache
 from lsr.eval.datasets import Collection, Dataset, load_dataset
 from lsr.eval.ensemble import ENSEMBLE_DEPTH, Ensemble, Model, encode_dense, evaluate_dense, evaluate_ensemble
-from lsr.eval.evaluate import Report, evaluate_retriever
+from lsr.eval.evaluate import Report, evaluate_retriever, search_mode
 from lsr.eval.metrics import Scores, measurable
 from lsr.eval.report import markdown_table, number
 from lsr.eval.significance import Comparison, Interval, bootstrap, compare, with_holm
@@ -177,14 +177,9 @@ class Harness:
         return self._last[key]
 
 
-#: Arguments of a search that leave the planner out.
-KNOBS = {"candidates", "query_mass", "query_cut", "heap_factor", "neighbours"}
-
-
 def _enough_for(search: Mapping[str, Any], build: BuildOptions) -> BuildOptions:
     """The index without a plan where no search asks for one: on a large collection it takes seconds to make."""
-    planned = not search.get("exact") and not KNOBS & search.keys()
-    return build if planned else replace(build, plan_queries=0)
+    return build if search_mode(search) == "planned" else replace(build, plan_queries=0)
 
 
 class _How(NamedTuple):

@@ -121,7 +121,9 @@ class Backbone(torch.nn.Module):
         self, run: Callable[..., tuple[Tensor, ...]], input_ids: Tensor, attention_mask: Tensor
     ) -> tuple[Tensor, ...]:
         """``run`` without the cost of padding: a GPU takes texts packed in one row, a CPU groups of like length."""
-        if not input_ids.is_cuda or torch.compiler.is_exporting():
+        if torch.compiler.is_exporting():
+            return run(input_ids=input_ids, attention_mask=attention_mask)
+        if not input_ids.is_cuda:
             return _by_length(run, input_ids, attention_mask)
         with sdpa_kernel(ATTENTION_KERNELS):
             if self.packs:
@@ -196,8 +198,6 @@ def _by_length(run: Callable[..., tuple[Tensor, ...]], input_ids: Tensor, attent
     Half of a batch is padding where lengths differ as they do in real collections: it costs neither time nor
     memory here.
     """
-    if torch.compiler.is_exporting():
-        return run(input_ids=input_ids, attention_mask=attention_mask)
     width = input_ids.shape[1]
     ends = torch.arange(1, width + 1, device=attention_mask.device) * (attention_mask != 0)
     lengths = ends.amax(1).clamp_(min=1).tolist()

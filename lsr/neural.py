@@ -81,9 +81,13 @@ class NeuralEncoder(NeuralSide):
             tokens=BATCH_TOKENS.get(self.backbone.device.type, BATCH_TOKENS["cpu"]),
             texts=max(1, POOLED_ELEMENTS // self.vocabulary_size),
         )
-        encode = _encode_on_gpu if self.backbone.device.type == "cuda" else _encode_on_cpu
         with evaluating(self.module):
-            vectors = encode(self._pool, tokens.ids, batches, self.vocabulary_size, advance)
+            if self.backbone.device.type == "cuda":
+                vectors = _encode_on_gpu(tokens.ids, batches, self._pool, self.vocabulary_size, advance)
+            else:
+                vectors = encode_batches(
+                    tokens.ids, batches, lambda ids: sparse_rows(self._pool(ids).numpy()), self.vocabulary_size, advance
+                )
         return Encoded(vectors, tokens.truncated)
 
     @torch.inference_mode()
@@ -210,19 +214,6 @@ def evaluating(module: torch.nn.Module) -> Iterator[None]:
         module.train(training)
 
 
-Pool = Callable[[list[NDArray[np.int32]]], Tensor]
-
-
-def _encode_on_cpu(
-    pool: Pool,
-    token_ids: Sequence[NDArray[np.int32]],
-    batches: Iterable[Sequence[int]],
-    vocabulary_size: int,
-    advance: Advance | None,
-) -> csr_array:
-    return encode_batches(token_ids, batches, lambda ids: sparse_rows(pool(ids).numpy()), vocabulary_size, advance)
-
-
 @dataclass
 class _Entries:
     """What is not zero in the vectors of a batch, row by row, where they were made."""
@@ -239,9 +230,9 @@ class _Entries:
 
 
 def _encode_on_gpu(
-    pool: Pool,
     token_ids: Sequence[NDArray[np.int32]],
     batches: Iterable[Sequence[int]],
+    pool: Callable[[list[NDArray[np.int32]]], Tensor],
     vocabulary_size: int,
     advance: Advance | None,
 ) -> csr_array:

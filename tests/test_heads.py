@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import lsr
 from lsr import neural
 from lsr.backbone import GROUP_TOKENS, Backbone, length_groups
+from lsr.batching import encode_batches, sparse_rows
 from lsr.checkpoint import load_backbone
 from lsr.encoder import Encoder
 from lsr.errors import FormatError, InputError
@@ -446,10 +447,9 @@ def test_vectors_gathered_on_a_gpu_are_those_gathered_on_a_cpu(backbone):
     def pool(ids):
         return torch.stack([rows[len(text)] for text in ids])
 
-    on_cpu, on_gpu = (
-        encode(pool, token_ids, batches, 41, None) for encode in (neural._encode_on_cpu, neural._encode_on_gpu)
-    )
+    on_cpu = encode_batches(token_ids, batches, lambda ids: sparse_rows(pool(ids).numpy()), 41, None)
+    on_gpu = neural._encode_on_gpu(token_ids, batches, pool, 41, None)
     assert (on_gpu.indptr == on_cpu.indptr).all()
     assert (on_gpu.indices == on_cpu.indices).all()
     assert (on_gpu.data == on_cpu.data).all()
-    assert neural._encode_on_gpu(pool, token_ids, [], 41, None).nnz == 0
+    assert neural._encode_on_gpu(token_ids, [], pool, 41, None).nnz == 0
