@@ -208,7 +208,8 @@ def _identity_of(encoder: Encoder | Bm25) -> Any:
         _, *documents = vectors_key(encoder.documents)
         return [encoder.fingerprint, *documents, encoder.queries.max_length]
     analyzer = encoder.analyzer
-    return ["bm25", encoder.k1, encoder.b, analyzer.stemmer, sorted(analyzer.stopwords)]
+    hashed = [] if encoder.buckets is None else [encoder.buckets]
+    return ["bm25", encoder.k1, encoder.b, analyzer.stemmer, sorted(analyzer.stopwords), *hashed]
 
 
 def _key(**parts: Any) -> str:

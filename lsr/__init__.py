@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lsr.index.hits import Hits as Hits
     from lsr.index.index import Index as Index
     from lsr.index.options import BuildOptions as BuildOptions
+    from lsr.joined import join as join
     from lsr.lookup import compute_idf as compute_idf
     from lsr.lookup import inference_free as inference_free
     from lsr.lookup import read_idf as read_idf
@@ -54,6 +55,7 @@ _HOMES = {
     "compute_idf": "lsr.lookup",
     "export_encoder": "lsr.export",
     "inference_free": "lsr.lookup",
+    "join": "lsr.joined",
     "load_encoder": "lsr.pretrained",
     "read_corpus": "lsr.corpus",
     "read_idf": "lsr.lookup",

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import pad
 
 from lsr.errors import FormatError, InputError
+from lsr.int8 import pack_weights
 from lsr.packing import packable, run_packed
 from lsr.tokenizer import ModelTokenizer
 
@@ -21,6 +22,9 @@ DECISIVE = ("model_type", "num_attention_heads", "hidden_act", "layer_norm_eps",
 #: Kernels of attention on a GPU. cuDNN's is left out: it makes a plan for each shape, which takes tens of milliseconds,
 #: and nearly every batch of texts has a shape of its own.
 ATTENTION_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+#: Bytes of weights that are written to one file.
+ONE_FILE = 1 << 50
 
 #: Tokens that fill a device: a smaller group of texts would not run faster for being smaller.
 GROUP_TOKENS = {"cpu": 256, "cuda": 65_536}
@@ -141,15 +145,25 @@ class Backbone(torch.nn.Module):
         parts = [json.dumps(config, sort_keys=True, default=str), self.tokenizer.hash, *digests]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
-    def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write a Hugging Face folder: configuration, weights in ``dtype``, tokenizer."""
+    def save(self, folder: Path, dtype: str = "float32") -> None:
+        """Write a Hugging Face folder: configuration, weights in ``dtype``, tokenizer.
+
+        With "int8" the weights are in a file that lsr alone reads (`lsr.int8`).
+
+        Raises:
+            InputError: weights that are not finite would be saved as int8.
+        """
+        kept = torch.float32 if dtype == "int8" else getattr(torch, dtype)
         if self.projection is not None:
             self.model.set_submodule(self._place, self.projection)
         try:
-            self.model.save_pretrained(folder, state_dict=_cast(self.model.state_dict(), dtype))
+            weights = _cast(self.model.state_dict(), kept)
+            self.model.save_pretrained(folder, state_dict=weights, max_shard_size=ONE_FILE)
         finally:
             if self.projection is not None:
                 self.model.set_submodule(self._place, torch.nn.Identity())
+        if dtype == "int8":
+            pack_weights(folder)
         _note_dtype(folder / "config.json", dtype)
         self.save_tokenizer(folder)
 
@@ -237,7 +251,7 @@ def _cast(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     return {name: cast[tensor.data_ptr()] for name, tensor in weights.items()}
 
 
-def _note_dtype(path: Path, dtype: torch.dtype) -> None:
+def _note_dtype(path: Path, dtype: str) -> None:
     fields = json.loads(path.read_text(encoding="utf-8"))
-    fields["dtype"] = str(dtype).removeprefix("torch.")
+    fields["dtype"] = dtype
     path.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -4,18 +4,22 @@
     q_t = tf_query · ln(1 + (N − df + 0.5) / (df + 0.5))                (query side)
 
 The factor (k1 + 1) is left out as in Lucene since version 8: it changes no ranking.
+
+The vocabulary is that of the corpus, or one of buckets into which stems are hashed: then an encoder fitted to one
+corpus has a place for every word of another.
 """
 
 import hashlib
 import json
 import math
+import zlib
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +30,12 @@ from lsr.encoder import Advance, EncodedRows, Encoder, LightSide
 from lsr.errors import FormatError, InputError
 from lsr.records import Document
 from lsr.vectors import SparseRows
+from lsr.words import WordCache
+
+TERMS_FILE = "terms.txt"
+
+#: Most buckets of a hashed vocabulary.
+MOST_BUCKETS = 2**24
 
 
 def robertson_idf(document_frequency: NDArray[Any], n_documents: int) -> NDArray[np.float32]:
@@ -42,15 +52,24 @@ class Bm25:
         k1: saturation of term frequency.
         b: strength of length normalization, 0 to 1.
         analyzer: text to stems.
+        buckets: None for a column for each stem of the corpus. A number for so many columns, into which stems are
+            hashed: for an encoder that will serve other corpora too. A word that no document had then has the largest
+            IDF; words that share a bucket are one.
     """
 
     k1: float = 0.9
     b: float = 0.4
     analyzer: Analyzer = field(default_factory=Analyzer)
+    buckets: int | None = None
 
     def __post_init__(self) -> None:
         if not (0 <= self.k1 < math.inf and 0 <= self.b <= 1):
             raise InputError(f"BM25 needs a finite k1 >= 0 and 0 <= b <= 1: got k1={self.k1}, b={self.b}")
+        whole = isinstance(self.buckets, int) and not isinstance(self.buckets, bool)
+        if self.buckets is not None and not (whole and 2 <= self.buckets <= MOST_BUCKETS):
+            raise InputError(
+                f"BM25 cannot hash to {self.buckets!r} buckets: give a whole number, 2 to {MOST_BUCKETS:,}"
+            )
 
     def fit(self, texts: Iterable[str | Document], *, progress: bool = False) -> Encoder:
         """Count terms in one pass over a corpus and return the encoder for it.
@@ -62,18 +81,19 @@ class Bm25:
             raise InputError(
                 "fit takes a list of texts, not one text: for a file or folder, fit(lsr.read_corpus(path))"
             )
-        frequency: Counter[str] = Counter()
+        frequency: Counter[Any] = Counter()  # of stems, or of their buckets
+        hashed = None if self.buckets is None else HashedVocabulary(self.buckets, self.analyzer.stemmer)
         n_documents = total_length = 0
         for text in tqdm(texts, desc="counting terms", unit=" docs", disable=not progress or None):
             stems = self.analyzer(text.content if isinstance(text, Document) else text)
-            frequency.update(set(stems))
+            frequency.update(set(hashed.ids_of(stems) if hashed else stems))
             total_length += len(stems)
             n_documents += 1
         if not frequency:
             raise InputError(f"BM25 found no term in the {n_documents:,} documents: is the text empty?")
-        terms = sorted(frequency)
-        df = np.array([frequency[term] for term in terms])
-        vocabulary = Vocabulary(tuple(terms))
+        columns: Sequence[Any] = range(len(hashed)) if hashed else sorted(frequency)
+        df = np.array([frequency[column] for column in columns])
+        vocabulary = hashed or Vocabulary(tuple(columns))
         documents = Bm25Documents(vocabulary, self, total_length / n_documents)
         return Encoder(documents, Bm25Queries(vocabulary, self, robertson_idf(df, n_documents)), source="bm25")
 
@@ -94,18 +114,77 @@ class Vocabulary:
         """SHA-256 of the terms."""
         return hashlib.sha256("\n".join(self.terms).encode()).hexdigest()
 
+    def __len__(self) -> int:
+        return len(self.terms)
+
+    def term(self, term_id: int) -> str:
+        """The stem of an id."""
+        return self.terms[term_id]
+
+    def ids_of(self, stems: Iterable[str]) -> list[int]:
+        """The ids of stems in order, unknown ones left out."""
+        ids = self.ids
+        return [ids[stem] for stem in stems if stem in ids]
+
+    def save(self, folder: Path) -> None:
+        """Write ``terms.txt``."""
+        (folder / TERMS_FILE).write_text("\n".join(self.terms), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class HashedVocabulary:
+    """So many buckets; a stem's id is the CRC-32 of its UTF-8 bytes modulo their number.
+
+    Attributes:
+        buckets: their number.
+        stemmer: whose stems they hold.
+    """
+
+    buckets: int
+    stemmer: str
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of all there is to know."""
+        return hashlib.sha256(f"crc32 {self.buckets} {self.stemmer}".encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return self.buckets
+
+    def term(self, term_id: int) -> str:
+        """The number of the bucket: its stems are not kept."""
+        return f"#{term_id}"
+
+    @cached_property
+    def _ids(self) -> WordCache[int]:
+        return WordCache(lambda stem: zlib.crc32(stem.encode()) % self.buckets)
+
+    def ids_of(self, stems: Iterable[str]) -> list[int]:
+        """The ids of stems in order."""
+        return list(map(self._ids.__getitem__, stems))
+
+    def save(self, folder: Path) -> None:
+        """Nothing: the configuration says all."""
+
+
+AnyVocabulary: TypeAlias = Vocabulary | HashedVocabulary
+
 
 class _Bm25Side(LightSide):
     """What the two sides share: the analyzer and counts of terms per text."""
 
-    def __init__(self, vocabulary: Vocabulary, parameters: Bm25) -> None:
+    def __init__(self, vocabulary: AnyVocabulary, parameters: Bm25) -> None:
         self.vocabulary = vocabulary
         self.parameters = parameters
-        self.vocabulary_size = len(vocabulary.terms)
+        self.vocabulary_size = len(vocabulary)
         self.max_length = None
 
     def term(self, term_id: int) -> str:
-        return self.vocabulary.terms[term_id]
+        return self.vocabulary.term(term_id)
+
+    def term_in(self, text: str, term_id: int) -> str:
+        stems = dict.fromkeys(self.parameters.analyzer(text))
+        return "/".join(stem for stem in stems if term_id in self.vocabulary.ids_of([stem])) or self.term(term_id)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -124,15 +203,17 @@ class _Bm25Side(LightSide):
     def config(self) -> dict[str, Any]:
         analyzer = self.parameters.analyzer
         stopwords = sorted(analyzer.stopwords)
+        buckets = self.parameters.buckets
         return {
             "k1": self.parameters.k1,
             "b": self.parameters.b,
             "stemmer": analyzer.stemmer,
             "stopwords": stopwords,
+            **({} if buckets is None else {"buckets": buckets}),
         }
 
     def save_files(self, folder: Path) -> None:
-        (folder / "terms.txt").write_text("\n".join(self.vocabulary.terms), encoding="utf-8")
+        self.vocabulary.save(folder)
 
     @abstractmethod
     def _statistics(self) -> str:
@@ -140,17 +221,15 @@ class _Bm25Side(LightSide):
 
     def _count(self, texts: Sequence[str], advance: Advance | None) -> tuple[SparseRows, list[int]]:
         """Term counts of shape (n, vocabulary), and each text's length with unknown terms."""
-        ids, analyzer = self.vocabulary.ids, self.parameters.analyzer
+        ids_of, analyzer = self.vocabulary.ids_of, self.parameters.analyzer
         terms: list[int] = []
         counts: list[int] = []
         indptr, lengths = [0], []
         for text in texts:
             stems = analyzer(text)
             counted: dict[int, int] = {}
-            for stem in stems:
-                if stem in ids:
-                    term = ids[stem]
-                    counted[term] = counted.get(term, 0) + 1
+            for term in ids_of(stems):
+                counted[term] = counted.get(term, 0) + 1
             terms += (ordered := sorted(counted))
             counts += [counted[term] for term in ordered]
             indptr.append(len(terms))
@@ -166,7 +245,7 @@ class Bm25Documents(_Bm25Side):
 
     kind = "bm25-documents"
 
-    def __init__(self, vocabulary: Vocabulary, parameters: Bm25, average_length: float) -> None:
+    def __init__(self, vocabulary: AnyVocabulary, parameters: Bm25, average_length: float) -> None:
         super().__init__(vocabulary, parameters)
         self.average_length = average_length
 
@@ -186,7 +265,7 @@ class Bm25Documents(_Bm25Side):
     @classmethod
     def load(cls, folder: Path, config: dict[str, Any]) -> "Bm25Documents":
         """Read what `save_files` wrote."""
-        return cls(_load_vocabulary(folder), _load_parameters(config), config["average_length"])
+        return cls(*_load(folder, config), config["average_length"])
 
 
 class Bm25Queries(_Bm25Side):
@@ -194,7 +273,7 @@ class Bm25Queries(_Bm25Side):
 
     kind = "bm25-queries"
 
-    def __init__(self, vocabulary: Vocabulary, parameters: Bm25, idf: NDArray[np.float32]) -> None:
+    def __init__(self, vocabulary: AnyVocabulary, parameters: Bm25, idf: NDArray[np.float32]) -> None:
         super().__init__(vocabulary, parameters)
         if idf.shape != (self.vocabulary_size,):
             raise FormatError(f"the IDF table has {idf.shape} weights for {self.vocabulary_size:,} terms")
@@ -216,12 +295,12 @@ class Bm25Queries(_Bm25Side):
     def load(cls, folder: Path, config: dict[str, Any]) -> "Bm25Queries":
         """Read what `save_files` wrote."""
         idf = np.load(folder / "idf.npy", allow_pickle=False)
-        return cls(_load_vocabulary(folder), _load_parameters(config), idf)
+        return cls(*_load(folder, config), idf)
 
 
-def _load_vocabulary(folder: Path) -> Vocabulary:
-    return Vocabulary(tuple((folder / "terms.txt").read_text(encoding="utf-8").split("\n")))
-
-
-def _load_parameters(config: dict[str, Any]) -> Bm25:
-    return Bm25(config["k1"], config["b"], Analyzer(config["stemmer"], frozenset(config["stopwords"])))
+def _load(folder: Path, config: dict[str, Any]) -> tuple[AnyVocabulary, Bm25]:
+    analyzer = Analyzer(config["stemmer"], frozenset(config["stopwords"]))
+    parameters = Bm25(config["k1"], config["b"], analyzer, config.get("buckets"))
+    if parameters.buckets is not None:
+        return HashedVocabulary(parameters.buckets, analyzer.stemmer), parameters
+    return Vocabulary(tuple((folder / TERMS_FILE).read_text(encoding="utf-8").split("\n"))), parameters

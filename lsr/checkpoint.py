@@ -113,13 +113,7 @@ def load_backbone(folder: Path, device: str | None = None, *, head: str | None =
             f"{folder} has no tokenizer (none of {', '.join(TOKENIZER_FILES)}): add the model's own files"
         )
     try:
-        model, report = transformers.AutoModelForMaskedLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        model, report = _read_model(folder, config, transformers)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError, safetensors.SafetensorError) as error:
         raise FormatError(f"{folder} cannot be loaded as a masked-LM checkpoint: {first_line(error)}") from error
@@ -174,6 +168,22 @@ def _config(folder: Path, transformers: Any, *, needs_head: bool) -> Any:
             "a sparse encoder needs a checkpoint saved from a ...ForMaskedLM model"
         )
     return config
+
+
+def _read_model(folder: Path, config: Any, transformers: Any) -> tuple[Any, dict[str, Any]]:
+    """The model in float32, from weights in 8 bits where those are there, and Hugging Face's report of loading it."""
+    import torch
+
+    from lsr.int8 import INT8_FILE, unpack_weights
+
+    options = {"config": config, "dtype": torch.float32, "output_loading_info": True}
+    if (folder / INT8_FILE).exists():
+        weights = unpack_weights(folder)
+        kind = transformers.MODEL_FOR_MASKED_LM_MAPPING[type(config)]
+        model, report = kind.from_pretrained(None, state_dict=weights, **options)
+    else:
+        model, report = transformers.AutoModelForMaskedLM.from_pretrained(folder, use_safetensors=True, **options)
+    return model, report
 
 
 def _judge(folder: Path, model: Any, report: dict[str, Any], head: str | None) -> None:

@@ -1,4 +1,4 @@
-"""``lsr mine | distill``: training files with hard negatives and with teachers' scores."""
+"""``lsr mine | distill | join``: training files with hard negatives and with teachers' scores; two encoders as one."""
 
 import argparse
 import shutil
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from lsr.training.texts import TextTable
 
 QUERIES_AT_A_TIME = 512
+
+#: `lsr join`: columns of bm25.
+BUCKETS = 131_072
 
 
 def add_commands(commands: Any) -> None:
@@ -66,6 +69,24 @@ def add_commands(commands: Any) -> None:
     distill.add_argument("--device", help="cpu, cuda, … (default: cuda where there is one)")
     cache_option(distill)
     distill.set_defaults(resumes=lambda options: True)
+
+    joined = add_command(commands, "join", _join, "Join two encoders in one vector: their scores are added.",
+        "lsr join models/lsr-tiny bm25 --corpus data/medquad --weight .5 --out models/joined")  # fmt: skip
+    joined.add_argument("first", metavar="FIRST", help="a folder or hub id, as --model of the other commands")
+    joined.add_argument("second", metavar="SECOND", help="likewise, or bm25, which is fitted to --corpus")
+    joined.add_argument("--weight", type=float, default=1.0, metavar="F", help="of the second's score (default 1)")
+    joined.add_argument("--out", required=True, metavar="DIR", help="the folder to write")
+    joined.add_argument("--overwrite", action="store_true", help="replace DIR if it exists")
+    joined.add_argument("--idf", metavar="FILE", help="look FIRST's queries up in this idf.json (inference-free)")
+    joined.add_argument("--document-max-length", type=int, metavar="N", help="tokens kept of a document")
+    joined.add_argument("--query-max-length", type=int, metavar="N", help="tokens kept of a query")
+    joined.add_argument("--dtype", default="float32", metavar="TYPE", help="of weights on disk, as in lsr export")
+    group = joined.add_argument_group("bm25")
+    group.add_argument("--corpus", help="BEIR folder, .jsonl or .tsv file (plain or .gz), ir-datasets id")
+    group.add_argument("--buckets", type=int, metavar="N",
+        help=f"columns that stems are hashed to (default {BUCKETS}), so that words of any corpus have one")  # fmt: skip
+    group.add_argument("--skip-repeats", action="store_true",
+        help="keep the first document of an id that is used twice")  # fmt: skip
 
 
 def cache_option(command: argparse.ArgumentParser) -> None:
@@ -194,11 +215,11 @@ def _distill(options: argparse.Namespace) -> None:
         ensemble_of,
         positives_first,
         score_rows,
-        scores_folder,
         write_distilled,
         write_manifest,
     )
     from lsr.training.rows import check_training_target
+    from lsr.training.score_files import scores_folder
     from lsr.training.teachers import load_teacher
 
     check_training_target(options.out)
@@ -227,6 +248,36 @@ def _distill(options: argparse.Namespace) -> None:
         print(f"ensemble: a positive first in {100 * positives_first(tables, target):.1f} %")
     n_candidates = len(tables.rows.candidates)
     print(f"{len(tables.rows):,} queries, {n_candidates:,} scores a teacher, in {options.out}")
+
+
+def _join(options: argparse.Namespace) -> None:
+    from lsr.files import check_target
+    from lsr.joined import check_weight, join
+
+    check_target(options.out, overwrite=options.overwrite)
+    check_weight(options.weight)
+    lengths: dict[str, Any] = {n: getattr(options, n) for n in ("document_max_length", "query_max_length")}
+    first = lsr.load_encoder(options.first, **lengths)
+    if options.idf:
+        idf, length = lsr.read_idf(options.idf, first), options.query_max_length or first.queries.max_length or 256
+        first = lsr.inference_free(first, idf, max_length=length)
+    joined = join(first, _second_of(options, lengths), options.weight)
+    joined.save(options.out, overwrite=options.overwrite, dtype=options.dtype)
+    sizes = " + ".join(f"{part.vocabulary_size:,}" for part in joined.parts)
+    print(f"{joined.vocabulary_size:,} terms ({sizes}), in {options.out}")
+
+
+def _second_of(options: argparse.Namespace, lengths: dict[str, Any]) -> "lsr.Encoder":
+    of_bm25 = {"--corpus": options.corpus, "--buckets": options.buckets, "--skip-repeats": options.skip_repeats}
+    given = [name for name, value in of_bm25.items() if value not in (None, False)]
+    if options.second != "bm25":
+        if given:
+            raise InputError(f"only bm25 is fitted to a corpus: leave {', '.join(given)} out, or join with bm25")
+        return lsr.load_encoder(options.second, **lengths)
+    if options.corpus is None:
+        raise InputError("bm25 is fitted to a corpus: name one with --corpus")
+    bm25 = lsr.Bm25(buckets=BUCKETS if options.buckets is None else options.buckets)
+    return bm25.fit(lsr.read_corpus(options.corpus, skip_repeats=options.skip_repeats), progress=True)
 
 
 def _named(given: list[str]) -> dict[str, str]:

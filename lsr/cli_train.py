@@ -32,8 +32,9 @@ def add_commands(commands: Any) -> None:
         "lsr export runs/mine/encoder mine-st --form sentence-transformers --dtype float16")  # fmt: skip
     export.add_argument("encoder", metavar="MODEL", help="a folder or hub id, as --model of the other commands")
     export.add_argument("out", metavar="DIR", help="the folder to write")
-    export.add_argument("--form", required=True, metavar="FORM", help="sentence-transformers, opensearch or onnx")
-    export.add_argument("--dtype", default="float32", metavar="TYPE", help="of the weights on disk (default float32)")
+    export.add_argument("--form", required=True, metavar="FORM", help="sentence-transformers, opensearch, onnx or lsr")
+    export.add_argument("--dtype", default="float32", metavar="TYPE",
+        help="of the weights on disk: float32 (default), float16, bfloat16; int8 with the form lsr")  # fmt: skip
     export.add_argument("--revision", help="revision of a hub id")
     export.add_argument("--overwrite", action="store_true", help="replace DIR if it exists")
 

@@ -8,7 +8,6 @@ Special tokens ([CLS], [SEP], [UNK], …) get no weight where weights stand on a
 (MLP, BINARY, LOOKUP). MLM heads weigh the whole vocabulary.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Final
 
@@ -33,11 +32,6 @@ REPEATS: Final = {"sum": "sum", "max": "amax"}
 
 #: BINARY's first scale, as in the unified framework.
 BINARY_SCALE = 0.3
-
-#: `LexicalMlmHead`: the first scale of BM25's part, its parameters (those of `lsr.Bm25`), and a usual text's tokens.
-LEXICAL_SCALE = 1.0
-BM25_K1, BM25_B = 0.9, 0.4
-USUAL_LENGTH = 150
 
 #: First bias of a learned weight per token or term: near it all weights are alive, and about as large.
 FIRST_BIAS = 1.0
@@ -98,40 +92,6 @@ class MlmHead(SparseHead):
         return fused_sparse_head(
             states, attention_mask, head.weight, head.bias, pooling=self.pooling, activation=self.activation
         )
-
-
-class LexicalMlmHead(MlmHead):
-    """An MLM head that knows how often a text says a term: w_j = MLM's + s · tf_j / (tf_j + k1 (1 − b + b L / L̄)).
-
-    The second part is that of `lsr.Bm25` over the model's own vocabulary, so that one index and one dot product hold an
-    encoder and BM25 together: with looked-up IDF queries the score is the encoder's plus
-    s times BM25's. L is the text's number of tokens as cut, L̄ a constant: vectors do not depend on the collection.
-
-    Args:
-        backbone: one with a masked-LM head.
-        pooling: as in `MlmHead`.
-        activation: as in `MlmHead`.
-        scale: s at the start; it is learned.
-    """
-
-    kind = "mlm-lexical"
-
-    def __init__(
-        self, backbone: Backbone, *, pooling: str = "max", activation: str = "log1p", scale: float = LEXICAL_SCALE
-    ) -> None:
-        super().__init__(backbone, pooling=pooling, activation=activation)
-        if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
-            raise InputError(f"an mlm-lexical head has no scale {scale!r}: it must be a number above 0")
-        self.scale = torch.nn.Parameter(torch.tensor(float(scale)))
-        self.register_buffer("speaks", _speaks(backbone.tokenizer, self.vocabulary_size), persistent=False)
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        weights = super().forward(input_ids, attention_mask)
-        said = attention_mask * self.get_buffer("speaks")[input_ids]
-        counts = torch.zeros_like(weights).scatter_add(1, input_ids, said.to(weights.dtype))
-        length = said.sum(1, keepdim=True)
-        saturation = BM25_K1 * (1 - BM25_B + BM25_B * length / USUAL_LENGTH)
-        return weights + self.scale.relu() * counts / (counts + saturation)
 
 
 class ClsMlmHead(SparseHead):
@@ -241,7 +201,12 @@ class TableHead(torch.nn.Module):
     """A weight per vocabulary term, whatever the text: w_t = 1[t in text] · table_t.
 
     A transformer is not needed to encode: the table is computed once and kept.
+
+    Attributes:
+        repeats: what becomes of a term's several tokens: "amax" (one counts) or "sum" (all do).
     """
+
+    repeats = "amax"
 
     def __init__(self, tokenizer: ModelTokenizer, vocabulary_size: int) -> None:
         super().__init__()
@@ -255,7 +220,7 @@ class TableHead(torch.nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         table = self.table()
         present = torch.zeros(input_ids.shape[0], self.vocabulary_size, dtype=table.dtype, device=table.device)
-        present = present.scatter_reduce(1, input_ids, attention_mask.to(table.dtype), "amax")
+        present = present.scatter_reduce(1, input_ids, attention_mask.to(table.dtype), self.repeats)
         return present * table
 
 
@@ -299,6 +264,7 @@ class FixedTableHead(TableHead):
     def __init__(self, side: LookupEncoder) -> None:
         super().__init__(side.tokenizer, side.vocabulary_size)
         self.register_buffer("weights", torch.from_numpy(side.weights.copy()))
+        self.repeats = "sum" if side.counts else "amax"
 
     def table(self) -> Tensor:
         return self.get_buffer("weights")

@@ -1,12 +1,14 @@
 """Inference-free queries: a tokenizer and a weight per vocabulary entry (IDF), no transformer.
 
-q_t = 1[t in query] · relu(w_t), binary in the term's count (Geng et al., arXiv 2411.04403). No
+q_t = 1[t in query] · relu(w_t), binary in the term's count (Geng et al., arXiv 2411.04403), or, with ``counts``,
+count_t · relu(w_t) as in BM25, which long queries gain from. No
 [CLS] or [SEP] is put around the query, and `compute_idf` gives special terms no weight. The table is
 read and written as ``idf.json``, as OpenSearch's models carry it.
 """
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -34,11 +36,14 @@ class LookupEncoder(LightSide):
         tokenizer: the document encoder's tokenizer.
         weights: float32 of shape (vocabulary_size,); negative ones count as zero.
         max_length: tokens kept of a text.
+        counts: whether a term that stands in the text n times weighs n times as much.
     """
 
     kind = "lookup"
 
-    def __init__(self, tokenizer: ModelTokenizer, weights: NDArray[Any], max_length: int) -> None:
+    def __init__(
+        self, tokenizer: ModelTokenizer, weights: NDArray[Any], max_length: int, *, counts: bool = False
+    ) -> None:
         if weights.ndim != 1 or len(weights) < tokenizer.size:
             raise MismatchError(
                 f"the weight table has shape {weights.shape} but the tokenizer has {tokenizer.size:,} terms: "
@@ -51,6 +56,7 @@ class LookupEncoder(LightSide):
         self.tokenizer = tokenizer.with_options(max_length, add_special_tokens=False)
         self.vocabulary_size = len(weights)
         self.max_length = max_length
+        self.counts = counts
 
     @property
     def weights(self) -> NDArray[np.float32]:
@@ -65,12 +71,17 @@ class LookupEncoder(LightSide):
         lists, truncated = self.tokenizer.lists(texts)
         weights, weightless = self.weights, self._weightless()
         terms: list[int] = []
+        counts: list[int] = []
         indptr = [0]
         for ids in lists:
-            terms += sorted(set(ids) - weightless)
+            terms += (own := sorted(set(ids) - weightless))
+            if self.counts:
+                counted = Counter(ids)
+                counts += [counted[term] for term in own]
             indptr.append(len(terms))
         indices = np.array(terms, dtype=np.int64)
-        rows = SparseRows(np.array(indptr), indices, weights[indices], self.vocabulary_size)
+        found = weights[indices] * np.array(counts, dtype=np.float32) if self.counts else weights[indices]
+        rows = SparseRows(np.array(indptr), indices, found, self.vocabulary_size)
         if advance:
             advance(len(texts))
         return EncodedRows(rows, truncated)
@@ -80,14 +91,14 @@ class LookupEncoder(LightSide):
 
     @cached_property
     def fingerprint(self) -> str:
-        return table_fingerprint(self.tokenizer, self.weights)
+        return table_fingerprint(self.tokenizer, self.weights, counts=self.counts)
 
     @property
     def vocabulary_hash(self) -> str:
         return self.tokenizer.vocabulary_hash
 
     def config(self) -> dict[str, Any]:
-        return {"max_length": self.max_length}
+        return {"max_length": self.max_length, **({"counts": True} if self.counts else {})}
 
     def save_files(self, folder: Path) -> None:
         self.tokenizer.save(folder / "tokenizer.json")
@@ -97,22 +108,25 @@ class LookupEncoder(LightSide):
     def load(cls, folder: Path, config: dict[str, Any]) -> "LookupEncoder":
         """Read what `save_files` wrote."""
         tokenizer = ModelTokenizer.load(folder / "tokenizer.json", config["max_length"])
-        return cls(tokenizer, np.load(folder / "weights.npy", allow_pickle=False), config["max_length"])
+        weights = np.load(folder / "weights.npy", allow_pickle=False)
+        return cls(tokenizer, weights, config["max_length"], counts=config.get("counts", False))
 
 
-def table_fingerprint(tokenizer: ModelTokenizer, weights: NDArray[np.float32]) -> str:
+def table_fingerprint(tokenizer: ModelTokenizer, weights: NDArray[np.float32], *, counts: bool = False) -> str:
     """The fingerprint of a look-up side."""
     parts = f"{LookupEncoder.kind} {tokenizer.hash} {hashlib.sha256(weights.tobytes()).hexdigest()}"
+    parts += " counts" if counts else ""
     return hashlib.sha256(parts.encode()).hexdigest()
 
 
-def inference_free(encoder: Encoder, idf: NDArray[Any], *, max_length: int = 256) -> Encoder:
+def inference_free(encoder: Encoder, idf: NDArray[Any], *, max_length: int = 256, counts: bool = False) -> Encoder:
     """``encoder``'s documents with queries that are looked up in ``idf``.
 
     Args:
         encoder: an encoder whose documents go through a model tokenizer.
         idf: float32 of shape (vocabulary_size,), from `compute_idf` or `read_idf`.
         max_length: tokens kept of a query.
+        counts: as in `LookupEncoder`.
 
     Raises:
         MismatchError: the table has another size than the vocabulary.
@@ -120,7 +134,7 @@ def inference_free(encoder: Encoder, idf: NDArray[Any], *, max_length: int = 256
     """
     if len(idf) != encoder.vocabulary_size:
         raise MismatchError(f"the IDF table has {len(idf):,} weights, the encoder {encoder.vocabulary_size:,} terms")
-    return Encoder(encoder.documents, LookupEncoder(tokenizer_of(encoder), idf, max_length))
+    return Encoder(encoder.documents, LookupEncoder(tokenizer_of(encoder), idf, max_length, counts=counts))
 
 
 def tokenizer_of(encoder: Encoder) -> ModelTokenizer:

@@ -31,15 +31,14 @@ if TYPE_CHECKING:
 #: The options of each head, and what holds where they are left out; None where there is no default.
 HEAD_OPTIONS: Final[dict[str, dict[str, Any]]] = {
     "mlm": {"pooling": "max", "activation": "log1p", "top_terms": None},
-    "mlm-lexical": {"pooling": "max", "activation": "log1p", "scale": 1.0, "top_terms": None},
     "clsmlm": {"activation": "log1p", "top_terms": None},
     "epic": {"activation": "softplus", "top_terms": None},
     "mlp": {"activation": "relu", "norm": "none", "top_terms": None},
     "binary": {},
-    "lookup": {"idf": None},
+    "lookup": {"idf": None, "counts": False},
     "learned-lookup": {},
 }
-WITH_MLM_HEAD: Final = ("mlm", "mlm-lexical", "clsmlm", "epic")
+WITH_MLM_HEAD: Final = ("mlm", "clsmlm", "epic")
 MAX_LENGTHS: Final = {"documents": 256, "queries": 64}
 ENCODER_OPTIONS: Final = ("backbone", "revision", "head_init", "shared", "documents", "queries")
 
@@ -126,6 +125,8 @@ def _read_side(config: Mapping[str, Any], name: str) -> _Side:
     options = {option: table.get(option, default) for option, default in HEAD_OPTIONS[head].items()}
     if head == "lookup" and not isinstance(options["idf"], str):
         raise InputError(f'{where}.idf is missing: give a file that lsr idf wrote, or "uniform"')
+    if not isinstance(options.get("counts", False), bool):
+        raise InputError(f"{where}.counts must be true or false: got {options['counts']!r}")
     return _Side(name, head, max_length, options)
 
 
@@ -167,10 +168,12 @@ def _neural_head(side: _Side, backbone: "Backbone", options: dict[str, Any], lik
 def _idf_side(side: _Side, backbone: "Backbone") -> LookupEncoder:
     uniform = np.ones(backbone.vocabulary_size, dtype=np.float32)
     uniform[backbone.tokenizer.special_ids] = 0
-    table = LookupEncoder(backbone.tokenizer, uniform, side.max_length)
+    counts = side.options["counts"]
+    table = LookupEncoder(backbone.tokenizer, uniform, side.max_length, counts=counts)
     if side.options["idf"] == "uniform":
         return table
-    return LookupEncoder(backbone.tokenizer, read_idf(side.options["idf"], Encoder(table, table)), side.max_length)
+    idf = read_idf(side.options["idf"], Encoder(table, table))
+    return LookupEncoder(backbone.tokenizer, idf, side.max_length, counts=counts)
 
 
 def _text(table: Mapping[str, Any], key: str, where: str) -> str:

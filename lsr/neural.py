@@ -18,14 +18,12 @@ from lsr.backbone import Backbone, digest
 from lsr.batching import EMPTY_ROW, batches_by_length, encode_batches, pad, sparse_rows, stack_rows
 from lsr.encoder import DTYPES, Advance, Encoded, NeuralSide
 from lsr.errors import FormatError, InputError
-from lsr.heads import ClsMlmHead, EpicHead, LexicalMlmHead, MlmHead, MlpHead, SparseHead, TableHead
+from lsr.heads import ClsMlmHead, EpicHead, MlmHead, MlpHead, SparseHead, TableHead
 from lsr.lookup import LookupEncoder, table_fingerprint
 from lsr.tokenizer import ModelTokenizer
 
 #: Heads over a backbone, by the kind under which they are saved.
-HEADS: dict[str, type[SparseHead]] = {
-    head.kind: head for head in (MlmHead, LexicalMlmHead, ClsMlmHead, EpicHead, MlpHead)
-}
+HEADS: dict[str, type[SparseHead]] = {head.kind: head for head in (MlmHead, ClsMlmHead, EpicHead, MlpHead)}
 HEAD_FILE = "head.safetensors"
 
 #: Tokens in a batch, padding included.
@@ -131,7 +129,7 @@ class NeuralEncoder(NeuralSide):
 
     def save_files(self, folder: Path, *, with_backbone: bool = True, dtype: str = "float32") -> None:
         if with_backbone:
-            self.backbone.save(folder, getattr(torch, dtype))
+            self.backbone.save(folder, dtype)
         own = self.module.own_state()
         if own:
             from safetensors.torch import save_file

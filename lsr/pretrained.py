@@ -7,8 +7,9 @@ from typing import Any
 
 from lsr.bm25 import Bm25Documents, Bm25Queries
 from lsr.checkpoint import Lengths, check_precision, find_folder, has_mlm_head, load_backbone, mlm_pair
-from lsr.encoder import DTYPES, ENCODER_FILE, FORMAT_VERSION, Encoder, NeuralSide, TextEncoder
+from lsr.encoder import DTYPES, ENCODER_FILE, FORMAT_VERSION, Encoder, TextEncoder
 from lsr.errors import FormatError, InputError, LsrError, optional_import
+from lsr.joined import PARTS, JoinedSide, join, joined_side, neural_sides
 from lsr.lookup import IDF_FILE, LookupEncoder, inference_free, read_idf
 from lsr.onnx_side import OnnxEncoder
 from lsr.st_folders import load_sentence_transformers
@@ -58,14 +59,15 @@ def load_encoder(
             "config.json (Hugging Face)"
         )
     if dtype != "float32":
-        neural = [side for side in (sides.documents, sides.queries) if isinstance(side, NeuralSide)]
+        neural = neural_sides(sides)
         if not neural:
             raise InputError(
                 f"{folder} runs no transformer in torch: dtype {dtype!r} would change nothing, leave it out"
             )
         check_precision(dtype, getattr(neural[0].backbone, "device", "cpu"))
-    where = str(folder.resolve()) if Path(source).is_dir() else str(source)
-    return Encoder(sides.documents, sides.queries, source=where, revision=revision)
+    sides.source = str(folder.resolve()) if Path(source).is_dir() else str(source)
+    sides.revision = revision
+    return sides
 
 
 # --- our own folders ---------------------------------------------------------------------------
@@ -92,6 +94,9 @@ def read_encoder_file(folder: Path) -> dict[str, Any]:
 
 def _load_own(folder: Path, lengths: Lengths, device: str | None, dtype: str) -> Encoder:
     fields = read_encoder_file(folder)
+    if _is_joined(fields, "documents"):
+        first, second = (_load_own(folder / part, lengths, device, dtype) for part in PARTS)
+        return join(first, second, fields["documents"].get("weight"))
     documents = load_side(folder, fields, "documents", lengths, device, dtype)
     queries = load_side(folder, fields, "queries", lengths, device, dtype, shared=documents)
     return Encoder(documents, queries)
@@ -112,6 +117,10 @@ def load_side(
     Raises:
         FormatError: the side is absent, of an unknown kind, or its files are damaged.
     """
+    if _is_joined(fields, name):
+        places = [folder / part for part in PARTS]
+        first, second = (load_side(p, read_encoder_file(p), name, lengths, device, dtype) for p in places)
+        return joined_side(first, second, fields[name].get("weight"))
     try:
         config = dict(fields[name])
         kind, place = config["kind"], folder / config["folder"]
@@ -131,6 +140,11 @@ def load_side(
     raise FormatError(f"{folder} has a {name} side of the unknown kind {kind!r}: upgrade lsr")
 
 
+def _is_joined(fields: dict[str, Any], name: str) -> bool:
+    side = fields.get(name)
+    return isinstance(side, dict) and side.get("kind") == JoinedSide.kind
+
+
 TORCHLESS_SIDES: dict[str, Any] = {
     "bm25-documents": Bm25Documents,
     "bm25-queries": Bm25Queries,
@@ -139,7 +153,7 @@ TORCHLESS_SIDES: dict[str, Any] = {
 }
 
 #: Kinds whose sides run a transformer with torch.
-NEURAL_KINDS = ("mlm", "mlm-lexical", "clsmlm", "epic", "mlp")
+NEURAL_KINDS = ("mlm", "clsmlm", "epic", "mlp")
 
 
 def _load_neural(

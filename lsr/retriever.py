@@ -17,13 +17,14 @@ from lsr.encoder import ENCODER_FILE, Encoded, Encoder, TextEncoder, encode_quer
 from lsr.encoding import encode_corpus, encode_shards
 from lsr.errors import InputError, LsrError, MismatchError
 from lsr.files import check_target, new_folder
-from lsr.index.external import StringsWriter, write_parts
+from lsr.index.external import write_parts
 from lsr.index.hits import Hits
 from lsr.index.ids import StringTable
 from lsr.index.index import Index
 from lsr.index.options import BuildOptions, check_threads
 from lsr.index.sizes import bytes_of
 from lsr.index.storage import Manifest, finish, open_array, read_manifest, save_strings
+from lsr.index.writers import StringsWriter
 from lsr.pretrained import load_encoder, load_side, read_encoder_file
 from lsr.records import Document, Query
 from lsr.run import Run
@@ -230,7 +231,7 @@ class Retriever:
         """The terms that a question and a document share, the largest part of the score first."""
         matches = self.index.explain(self.encode_queries([query]), doc_id)
         return [
-            MatchedTerm(self.queries.term(m.term_id), m.query_weight, m.document_weight, m.contribution)
+            MatchedTerm(self.queries.term_in(query, m.term_id), m.query_weight, m.document_weight, m.contribution)
             for m in matches
         ]
 

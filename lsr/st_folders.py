@@ -185,6 +185,11 @@ def _refuse_unwritable(documents: TextEncoder, queries: TextEncoder) -> None:
             "a sentence-transformers folder holds one model, and queries that are it too or a table: the "
             f"{queries.kind} queries of this encoder are neither"
         )
+    if isinstance(queries, LookupEncoder) and queries.counts:
+        raise InputError(
+            "sentence-transformers' static queries are binary: those of this encoder count terms (counts), and would "
+            "have other weights there"
+        )
     if not isinstance(queries, LookupEncoder) and queries.max_length != documents.max_length:
         warnings.warn(
             f"the folder has one length for both sides: sentence-transformers will cut queries at "

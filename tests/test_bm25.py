@@ -1,17 +1,21 @@
 """BM25 against its formula, written out by hand."""
 
+import json
 import math
+import zlib
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 import lsr
 from lsr.analyzer import ENGLISH_STOPWORDS, Analyzer
 from lsr.bm25 import Bm25, robertson_idf
 from lsr.encoder import Encoder
-from lsr.errors import FormatError, InputError, LsrWarning
+from lsr.errors import FormatError, InputError, LsrWarning, MismatchError
 from lsr.records import Document, Query
 
 TEXTS = [
@@ -134,6 +138,109 @@ def test_impossible_parameters_are_refused(k1: float, b: float) -> None:
         Bm25(k1=k1, b=b)
 
 
+# --- hashed stems ------------------------------------------------------------------------------
+
+
+def scores(encoder: Encoder, documents: list[str], queries: list[str]) -> list[list[float]]:
+    return (encoder.encode_documents(documents) @ encoder.encode_queries(queries).T).toarray().tolist()
+
+
+def test_hashed_scores_are_bm25_scores_where_no_two_stems_meet() -> None:
+    plain, hashed = Bm25().fit(TEXTS), Bm25(buckets=131_072).fit(TEXTS)
+    buckets = {zlib.crc32(stem.encode()) % 131_072 for stem in ("bird", "cat", "dog", "fish", "hors")}
+    assert len(buckets) == 5
+    assert hashed.vocabulary_size == 131_072
+    assert set(hashed.encode_documents(TEXTS).indices.tolist()) == buckets
+    assert scores(hashed, TEXTS, QUERIES[:3]) == scores(plain, TEXTS, QUERIES[:3])
+    new = ["dog unicorn dog", "cat"]
+    assert scores(hashed, new, QUERIES[:3]) == scores(plain, new, QUERIES[:3])
+
+
+words = st.sampled_from(["cat", "dogs", "bird", "fish", "horse", "the", "Zürich", "東京", "don't", "b2b"])
+texts = st.lists(st.lists(words, max_size=8).map(" ".join), min_size=1, max_size=6)
+
+
+@pytest.mark.filterwarnings("ignore:.* have no term in the vocabulary:lsr.errors.LsrWarning")
+@settings(deadline=None)
+@given(texts, texts, st.sampled_from([2, 3, 7, 100]))
+def test_hashed_scores_are_those_of_buckets_written_as_words(corpus: list[str], queries: list[str], size: int) -> None:
+    def as_buckets(text: str) -> str:
+        return " ".join(f"x{zlib.crc32(stem.encode()) % size}" for stem in Analyzer()(text))
+
+    assume(any(as_buckets(text) for text in corpus))
+    rewritten = [as_buckets(text) for text in corpus]
+    expected = [[bm25(as_buckets(query), text, rewritten, 0.9, 0.4) for query in queries] for text in rewritten]
+    hashed = Bm25(buckets=size).fit(corpus)
+    np.testing.assert_allclose(scores(hashed, corpus, queries), expected, rtol=1e-5)
+
+
+def test_a_word_of_no_document_has_a_bucket_and_the_largest_idf() -> None:
+    encoder = Bm25(buckets=131_072).fit(TEXTS)
+    unknown, known = encoder.encode_queries(["unicorn", "cat"]).data.tolist()
+    assert unknown == pytest.approx(math.log(1 + 5.5 / 0.5))
+    assert unknown > known
+    assert encoder.encode_documents(["unicorn"]).nnz == 1
+    assert scores(encoder, ["unicorn"], ["unicorns"])[0][0] > 0
+
+
+def test_a_bucket_counts_once_for_a_document() -> None:
+    encoder = Bm25(buckets=2).fit(["cat dog bird fish horse", "cat"])  # of five words, two share a bucket
+    bucket = zlib.crc32(b"cat") % 2
+    np.testing.assert_allclose(encoder.queries.idf[bucket], math.log(1 + 0.5 / 2.5), rtol=1e-6)  # type: ignore[attr-defined]
+
+
+def test_terms_of_a_hashed_vocabulary_are_numbers() -> None:
+    encoder = Bm25(buckets=100).fit(TEXTS)
+    assert [encoder.term(i) for i in (0, 7, 99)] == ["#0", "#7", "#99"]
+
+
+def test_hashed_encoders_of_two_corpora_share_their_vocabulary() -> None:
+    one, other = Bm25(buckets=100).fit(TEXTS), Bm25(buckets=100).fit(["unicorn"])
+    assert one.documents.vocabulary_hash == other.documents.vocabulary_hash
+    assert one.fingerprint != other.fingerprint
+    assert one.with_queries(other).queries is other.queries
+    for apart in (Bm25(buckets=101), Bm25(buckets=100, analyzer=Analyzer(stemmer="none")), Bm25()):
+        with pytest.raises(MismatchError, match="different vocabularies"):
+            one.with_queries(apart.fit(TEXTS))
+
+
+def test_a_saved_hashed_encoder_comes_back_equal(tmp_path: Path) -> None:
+    encoder = Bm25(k1=1.3, b=0.7, buckets=50).fit(TEXTS)
+    encoder.save(tmp_path / "bm25")
+    files = sorted(path.name for path in (tmp_path / "bm25").rglob("*") if path.is_file())
+    assert files == ["idf.npy", "lsr_encoder.json"]
+    (tmp_path / "bm25" / "documents").rmdir()  # git and wheels keep no empty folder
+    loaded = lsr.load_encoder(tmp_path / "bm25")
+    assert loaded.fingerprint == encoder.fingerprint
+    assert equal(loaded, encoder)
+
+
+def test_a_plain_encoder_is_saved_as_ever(tmp_path: Path) -> None:
+    Bm25().fit(TEXTS).save(tmp_path / "bm25")
+    fields = json.loads((tmp_path / "bm25" / "lsr_encoder.json").read_text())
+    assert fields["documents"].keys() == {"kind", "folder", "k1", "b", "stemmer", "stopwords", "average_length"}
+    assert fields["identity"]["fingerprint"] == "f13a358adf89dbb2de810c9399280ff49d1c704d6f4b273549797929b72fafdb"
+    assert (tmp_path / "bm25" / "queries" / "terms.txt").read_text() == "bird\ncat\ndog\nfish\nhors"
+
+
+@pytest.mark.parametrize("buckets", [1, 0, -5, 2**24 + 1, 2.0, "100", True])
+def test_impossible_buckets_are_refused(buckets: object) -> None:
+    with pytest.raises(InputError, match=r"BM25 cannot hash to .* buckets: give a whole number, 2 to 16,777,216"):
+        Bm25(buckets=buckets)  # type: ignore[arg-type]
+
+
+def test_a_table_of_another_number_of_buckets_is_refused(tmp_path: Path) -> None:
+    Bm25(buckets=50).fit(TEXTS).save(tmp_path / "bm25")
+    np.save(tmp_path / "bm25" / "queries" / "idf.npy", np.ones(49, dtype=np.float32))
+    with pytest.raises(FormatError, match=r"the IDF table has \(49,\) weights for 50 terms"):
+        lsr.load_encoder(tmp_path / "bm25")
+
+
+def test_a_hashed_corpus_without_terms_is_refused() -> None:
+    with pytest.raises(InputError, match="BM25 found no term in the 1 documents"):
+        Bm25(buckets=50).fit(["the of"])
+
+
 # --- analyzer ----------------------------------------------------------------------------------
 
 
@@ -232,6 +339,7 @@ def test_fitting_again_gives_the_same_fingerprint() -> None:
         (Bm25(b=0.5), TEXTS),
         (Bm25(analyzer=Analyzer(stemmer="english")), TEXTS),
         (Bm25(analyzer=Analyzer(stopwords=frozenset())), TEXTS),
+        (Bm25(buckets=5), TEXTS),
     ],
 )
 def test_the_fingerprint_changes_with_the_corpus_and_the_parameters(model: Bm25, texts: list[str]) -> None:

@@ -147,14 +147,25 @@ def test_what_opensearch_has_not_is_refused(tmp_path, checkpoint):
         export_encoder(summed, tmp_path / "os", "opensearch")
 
 
+@pytest.mark.parametrize("form", ["opensearch", "sentence-transformers"])
+def test_queries_that_count_terms_are_not_exported_as_binary_ones(tmp_path, checkpoint, form):
+    encoder = lsr.load_encoder(checkpoint)
+    counted = inference_free(encoder, np.ones(encoder.vocabulary_size), counts=True)
+    with pytest.raises(InputError, match="queries are binary"):
+        export_encoder(counted, tmp_path / "out", form)
+
+
 def test_unknown_forms_are_refused(tmp_path, checkpoint):
     encoder = mlm_encoder(checkpoint)
     with pytest.raises(InputError, match="exported as 'pickle': choose from sentence-transformers, opensearch, onnx"):
         export_encoder(encoder, tmp_path / "x", "pickle")
     with pytest.raises(InputError, match="an ONNX graph is written in float32: got float16"):
         export_encoder(encoder, tmp_path / "x", "onnx", dtype="float16")
-    with pytest.raises(InputError, match="weights cannot be saved as 'int4'"):
+    with pytest.raises(InputError, match="onnx weights cannot be saved as 'int4'"):
         export_encoder(encoder, tmp_path / "x", "onnx", dtype="int4")
+    for form in ("sentence-transformers", "opensearch"):  # nothing but lsr reads 8 bits
+        with pytest.raises(InputError, match=f"{form} weights cannot be saved as 'int8': choose from float32, float16"):
+            export_encoder(encoder, tmp_path / "x", form, dtype="int8")
 
 
 # --- ONNX --------------------------------------------------------------------------------------

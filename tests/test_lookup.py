@@ -249,6 +249,19 @@ def test_a_table_like_opensearch_s_is_read(tmp_path: Path) -> None:
     assert as_terms(inference_free(encoder(), idf).queries, "the cats cat") == {"cat": 5.25, "##s": 1}  # type: ignore[arg-type]
 
 
+def test_counted_queries_weigh_a_term_as_often_as_it_stands(tmp_path: Path) -> None:
+    idf = np.zeros(SIZE, dtype=np.float32)
+    idf[[VOCABULARY["cat"], VOCABULARY["##s"]]] = 5.25, 1
+    counted, binary = inference_free(encoder(), idf, counts=True), inference_free(encoder(), idf)
+    assert as_terms(counted.queries, "the cats cat") == {"cat": 10.5, "##s": 1}  # type: ignore[arg-type]
+    assert as_terms(counted.queries, "cat") == as_terms(binary.queries, "cat")  # type: ignore[arg-type]
+    assert counted.queries.fingerprint != binary.queries.fingerprint
+    counted.save(tmp_path / "counted")
+    again = lsr.load_encoder(tmp_path / "counted").queries
+    assert again.fingerprint == counted.queries.fingerprint
+    assert as_terms(again, "cat cat cat") == {"cat": 15.75}  # type: ignore[arg-type]
+
+
 def test_a_table_of_another_tokenizer_is_refused_by_example(tmp_path: Path) -> None:
     (tmp_path / "idf.json").write_text('{"cat": 1.0, "▁cat": 2.0, "katze": 3.0}', encoding="utf-8")
     with pytest.raises(MismatchError, match=r"2 of its 3 terms are unknown to it \(such as '▁cat', 'katze'\)"):

@@ -36,6 +36,7 @@ def batch(b=B, n=N, scores=True, seed=0):
         "document_ids": torch.randint(0, V, (b * n, 7), generator=generator),
         "document_mask": torch.ones(b * n, 7, dtype=torch.int64),
         "teacher_scores": torch.randn(b, n, generator=generator) * 3 if scores else None,
+        "base_scores": None,
         "false_negatives": torch.zeros(b, b * n, dtype=torch.bool),
     }
 
@@ -116,6 +117,18 @@ def test_kl_is_zero_where_the_student_is_the_teacher():
     own = batch()
     own["teacher_scores"] = (q[:, None] * d.view(B, N, V)).sum(-1).detach() + 5  # a constant does not matter
     assert Kl()(q, d, own).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if loss.needs_negatives])
+def test_base_scores_are_added_to_the_student_s(name):
+    """As if each vector had one term more, which gives the base score."""
+    q, d = vectors()
+    own = batch()
+    own["base_scores"] = torch.randn(B, N, generator=torch.Generator().manual_seed(5))
+    wider = torch.cat([q, torch.ones(B, 1)], 1), torch.cat([d, own["base_scores"].reshape(-1, 1)], 1)
+    loss = LOSSES[name]()
+    assert loss(q, d, own).item() == pytest.approx(loss(*wider, batch()).item(), rel=1e-5)
+    assert loss(q, d, own).item() != pytest.approx(loss(q, d, batch()).item(), rel=1e-3)
 
 
 def test_term_recall():

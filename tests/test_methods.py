@@ -66,7 +66,7 @@ def test_any_two_heads_make_an_encoder_that_learns(checkpoint, documents, querie
 
 @pytest.mark.parametrize(("documents", "queries"), [("mlm", "mlm"), ("mlm", "mlp"), ("epic", "mlp"), ("mlp", "mlp"),
                                                     ("mlm", "learned-lookup"), ("mlp", "binary"),
-                                                    ("clsmlm", "lookup"), ("mlm-lexical", "lookup")])  # fmt: skip
+                                                    ("clsmlm", "lookup")])  # fmt: skip
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_built_encoder_is_saved_and_loaded(tmp_path, checkpoint, documents, queries, shared):
     encoder = build_encoder(table(checkpoint, documents, queries, shared=shared), device="cpu")
@@ -224,7 +224,7 @@ def test_a_backbone_inside_an_installed_package(tmp_path, monkeypatch):
         ({"shared": "yes"}, "encoder.shared must be true or false: got 'yes'"),
         ({"head_init": "random"}, "encoder.head_init is 'random': choose from checkpoint, embeddings"),
         ({"documents": None}, "the config has no table encoder.documents"),
-        ({"documents": {"head": "dense"}}, "encoder.documents.head is 'dense': choose from mlm, mlm-lexical"),
+        ({"documents": {"head": "dense"}}, "encoder.documents.head is 'dense': choose from mlm, clsmlm"),
         ({"documents": {"pooling": "max"}}, "encoder.documents.head is missing"),
         ({"documents": {"head": "mlp", "pooling": "max"}}, "has no option 'pooling' with head = 'mlp': choose from"),
         ({"documents": {"head": "mlm", "max_length": "8"}}, "max_length must be a whole number of tokens: got '8'"),

@@ -112,6 +112,9 @@ def test_a_wrong_key_is_named_by_its_path(tables, message):
     ("tables", "message"),
     [
         ({"loss": {"name": "kl"}}, "data.negatives = 0 with loss.name = 'kl'"),
+        ({"data": {"collection": "d", "base": "bm25"}}, "data.base = 'bm25' with loss.name = 'contrastive'"),
+        ({"data": {"collection": "d", "base_weight": 2}}, "data.base_weight = 2.0 without data.base"),
+        ({"data": {"collection": "d", "base": "b", "base_weight": 0}}, "data.base_weight = 0.0: must be above 0"),
         ({"encoder": {"backbone": "b"}}, "encoder.backbone"),
         ({"training": {"chunk": 4, "accumulate": 2}}, "training.chunk = 4 and training.accumulate = 2"),
         ({"training": {"chunk": 32}}, "training.chunk = 32 is not below training.batch_size = 32"),

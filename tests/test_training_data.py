@@ -22,6 +22,7 @@ from lsr.records import Query  # noqa: E402
 from lsr.tokenizer import ModelTokenizer  # noqa: E402
 from lsr.training.data import Collator, Source, TrainingSet, pad  # noqa: E402
 from lsr.training.rows import Row, new_training_file, read_rows  # noqa: E402
+from lsr.training.score_files import rows_hash, scores_folder  # noqa: E402
 from lsr.training.texts import TextTable, TokenTable, cached, document_table, token_table  # noqa: E402
 
 DOCUMENTS = {
@@ -342,7 +343,7 @@ def test_a_batch_holds_the_examples_in_order(home):
     plain, fast = Collator(queries, documents)(drawn), Collator(queries, documents, examples)(drawn)
     assert plain.keys() == fast.keys()
     for name, value in plain.items():
-        assert torch.equal(value, fast[name]), name
+        assert value is fast[name] is None or torch.equal(value, fast[name]), name
     assert fast["document_ids"].shape[0] == 9
     assert fast["teacher_scores"].tolist() == [example.scores for example in drawn]
     for i, example in enumerate(drawn):
@@ -390,6 +391,62 @@ def test_scores_may_come_on_the_fly(home):
     drawn = [training_set(home)[0]]
     collator = Collator(tokenizer(), tokenizer(), scorer=lambda examples: np.full((len(examples), 3), 7.0))
     assert collator(drawn)["teacher_scores"].tolist() == [[7, 7, 7]]
+
+
+# --- base scores ---------------------------------------------------------------------------------
+
+
+def scored_by(home, name: str, value=lambda place: place + 0.5) -> np.ndarray:
+    """A finished score file beside the training file: a number for each candidate."""
+    tables = training_set(home).tables[0]
+    folder = scores_folder(tables.rows.path)
+    folder.mkdir(exist_ok=True)
+    scores = np.array([value(place) for place in range(len(tables.rows.candidates))], dtype=np.float32)
+    np.save(folder / f"{name}.npy", scores)
+    (folder / f"{name}.json").write_text(json.dumps({"teacher": name, "rows": rows_hash(tables)}))
+    return scores
+
+
+def test_base_scores_are_those_of_the_chosen_documents(home):
+    scores = scored_by(home, "bm25")
+    examples = training_set(home, base="bm25", base_weight=2.0)
+    rows, documents = examples.tables[0].rows, examples.tables[0].documents
+    drawn = [examples[i] for i in range(3)]
+    for example in drawn:
+        row = next(i for i in range(3) if examples.tables[0].queries.id(int(rows.queries[i])) == example.query_id)
+        of_row = dict(
+            zip(map(documents.id, rows.candidates_of(row).tolist()), scores[rows.starts[row] :], strict=False)
+        )
+        assert example.base == [2 * of_row[doc_id] for doc_id in example.doc_ids]
+    batch = Collator(tokenizer(), tokenizer(), examples)(drawn)
+    assert batch["base_scores"].dtype == torch.float32
+    assert batch["base_scores"].tolist() == [example.base for example in drawn]
+    assert training_set(home)[0].base is None
+
+
+def test_base_scores_need_a_finished_file_of_these_rows(home):
+    with pytest.raises(InputError, match=r"bm25.npy is missing: give lsr distill a teacher .* \(scores there: none\)"):
+        training_set(home, base="bm25")
+    scored_by(home, "other")
+    with pytest.raises(InputError, match=r"\(scores there: other\)"):
+        training_set(home, base="bm25")
+    scored_by(home, "bm25", lambda place: np.nan if place == 3 else 1.0)
+    with pytest.raises(InputError, match="is unfinished"):
+        training_set(home, base="bm25")
+    scored_by(home, "bm25")
+    with pytest.raises(InputError, match="holds scores of other rows"):
+        training_set(home, ROWS[:2], base="bm25")
+    note = scores_folder(home / "train.jsonl") / "bm25.json"
+    note.write_text("{")
+    with pytest.raises(FormatError, match=r"bm25.json is damaged"):
+        training_set(home, base="bm25")
+
+
+def test_with_base_scores_a_row_is_not_filled_with_strangers(home):
+    scored_by(home, "bm25")
+    with pytest.warns(LsrWarning, match="some of them are repeated"):
+        examples = training_set(home, negatives=3, scores=False, base="bm25")
+    assert {*examples[0].doc_ids} <= {doc_id for row in ROWS for doc_id in (*row["positives"], *row["negatives"])}
 
 
 def test_training_data_needs_neither_numba_nor_a_stemmer():

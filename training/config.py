@@ -56,6 +56,9 @@ class DataConfig:
         expansions: a file that `lsr.expansion.write_expansions` wrote: documents are expanded before they are encoded.
         cache: folder for texts, tokens and rows, kept for later runs; by default ``.cache`` beside the output folder.
         skip_repeats: keep the first document or query of an id that is used twice.
+        base: the name of a teacher that lsr distill scored the training files with: its scores are added to the
+            student's, which so learns what the teacher lacks, to be joined with it (arXiv 2004.13969).
+        base_weight: these scores are multiplied by it.
         more: further collections.
     """
 
@@ -65,10 +68,16 @@ class DataConfig:
     expansions: str | None = None
     cache: str | None = None
     skip_repeats: bool = False
+    base: str | None = None
+    base_weight: float = 1.0
     more: tuple[MoreData, ...] = ()
 
     def __post_init__(self) -> None:
         _at_least(0, "data.negatives", self.negatives)
+        if not self.base_weight > 0:
+            raise InputError(f"data.base_weight = {self.base_weight}: must be above 0")
+        if self.base is None and self.base_weight != 1:
+            raise InputError(f"data.base_weight = {self.base_weight} without data.base: name the teacher")
         if self.more and self.expansions is not None:
             raise InputError("data.expansions are of one collection: leave data.more out")
 
@@ -205,6 +214,11 @@ class TrainConfig:
             raise InputError(
                 f"data.negatives = 0 with loss.name = {name_of(self.loss)!r}: this loss compares a query's own "
                 "documents, give it 1 negative or more"
+            )
+        if self.data.base is not None and not self.loss.needs_negatives:
+            raise InputError(
+                f"data.base = {self.data.base!r} with loss.name = {name_of(self.loss)!r}: base scores are known for a "
+                "query's own documents only, choose a loss that compares these (kl, margin_mse, …)"
             )
         if self.training.average == "best" and self.validation is None:
             raise InputError("training.average = 'best' needs a [validation] to say which checkpoints are the best")

@@ -24,6 +24,7 @@ from lsr.errors import InputError, LsrWarning
 from lsr.records import Query
 from lsr.tokenizer import ModelTokenizer
 from lsr.training.rows import RowTable, row_table
+from lsr.training.score_files import read_scores
 from lsr.training.texts import TextTable, TokenTable, document_table, query_table, token_table
 
 
@@ -85,6 +86,7 @@ class Example:
         query_id, query: the query.
         doc_ids, documents: ids and texts of the n documents, the positive first.
         scores: the teacher's scores of the n documents, if the training files have any.
+        base: what is added to the student's scores of the n documents, if anything.
         positives: ids of all known positives.
         source: which of the set's sources it is from.
         corpus: a number that sources of the same corpus share.
@@ -98,6 +100,7 @@ class Example:
     doc_ids: list[str]
     documents: list[str]
     scores: list[float] | None
+    base: list[float] | None
     positives: frozenset[str]
     source: int
     corpus: int
@@ -113,6 +116,7 @@ class Batch(TypedDict):
         query_ids, query_mask: int64 (b, lq).
         document_ids, document_mask: int64 (b · n, ld).
         teacher_scores: float32 (b, n), or None.
+        base_scores: float32 (b, n), or None: scores of a fixed part that are added to the student's.
         false_negatives: bool (b, b · n), True where a document of the batch is a known positive of the
             query in a place other than its own positive's: in-batch negatives must skip it.
     """
@@ -122,6 +126,7 @@ class Batch(TypedDict):
     document_ids: Tensor
     document_mask: Tensor
     teacher_scores: Tensor | None
+    base_scores: Tensor | None
     false_negatives: Tensor
 
 
@@ -142,6 +147,9 @@ class TrainingSet(torch.utils.data.Dataset[Example]):
         seed: of all choices.
         scores: True where teacher scores are needed, False where they are ignored; by default they are
             used if the files have them.
+        base: the name of a teacher whose score files (`lsr.training.score_files`) give each example's base scores:
+            those of a fixed part that the student's are added to, such as BM25 (arXiv 2004.13969).
+        base_weight: base scores are multiplied by it.
         cache: folder where texts, tokens and rows are kept for later calls; by default a temporary one.
 
     Raises:
@@ -156,6 +164,8 @@ class TrainingSet(torch.utils.data.Dataset[Example]):
         seed: int = 0,
         *,
         scores: bool | None = None,
+        base: str | None = None,
+        base_weight: float = 1.0,
         cache: str | os.PathLike[str] | None = None,
     ) -> None:
         if not sources:
@@ -172,6 +182,8 @@ class TrainingSet(torch.utils.data.Dataset[Example]):
         folders = [tables.documents.folder for tables in self.tables]
         self._corpora = [folders.index(folder) for folder in folders]
         self.scored = _check_scores(self.tables, scores)
+        self.base_weight = base_weight
+        self._bases = None if base is None else [read_scores(tables, base) for tables in self.tables]
         self._check_negatives()
         drawn = [max(1, round(s.weight * len(t.rows))) for s, t in zip(self.sources, self.tables, strict=True)]
         self._ends = np.cumsum(drawn)
@@ -205,13 +217,16 @@ class TrainingSet(torch.utils.data.Dataset[Example]):
         doc_rows = np.where(known, candidates[np.where(known, chosen, 0)], chosen - len(candidates)).astype(np.int64)
         positive_rows = candidates[: tables.rows.n_positives[row]].astype(np.int64)
         query_row = int(tables.rows.queries[row])
-        scores = tables.rows.scores[tables.rows.starts[row] + chosen].tolist() if self.scored else None
+        places = tables.rows.starts[row] + chosen
+        scores = tables.rows.scores[places].tolist() if self.scored else None
+        base = None if self._bases is None else (self.base_weight * self._bases[source][places]).tolist()
         return Example(
             query_id=tables.queries.id(query_row),
             query=tables.queries.text(query_row),
             doc_ids=[tables.documents.id(d) for d in doc_rows],
             documents=[tables.documents.text(d) for d in doc_rows],
             scores=scores,
+            base=base,
             positives=frozenset(tables.documents.id(d) for d in positive_rows),
             source=source,
             corpus=self._corpora[source],
@@ -232,7 +247,7 @@ class TrainingSet(torch.utils.data.Dataset[Example]):
         missing = self.negatives - len(order)
         if missing <= 0:
             return np.concatenate([positive, order[: self.negatives]])
-        if self.scored:
+        if self._scored_only:
             return np.concatenate([positive, np.resize(order, self.negatives)])
         own = set(tables.rows.candidates_of(row).tolist())
         filling: list[int] = []
@@ -242,6 +257,11 @@ class TrainingSet(torch.utils.data.Dataset[Example]):
                 own.add(document)
                 filling.append(n_candidates + document)
         return np.concatenate([positive, order, filling]).astype(np.int64)
+
+    @property
+    def _scored_only(self) -> bool:
+        """Whether an example may only have documents of its row: others have no score."""
+        return self.scored or self._bases is not None
 
     @cached_property
     def _orders(self) -> list[NDArray[np.int32]]:
@@ -258,18 +278,18 @@ class TrainingSet(torch.utils.data.Dataset[Example]):
             if not lacking.any():
                 continue
             n_candidates = int(np.diff(tables.rows.starts).max())
-            if self.scored and (tables.rows.n_negatives == 0).any():
+            if self._scored_only and (tables.rows.n_negatives == 0).any():
                 row = int(np.flatnonzero(tables.rows.n_negatives == 0)[0])
                 raise InputError(
                     f"{_line(tables, row)} has no negative, and a random one would have no teacher score: mine "
                     "negatives and score them, or leave the row out"
                 )
-            if not self.scored and len(tables.documents) < n_candidates + self.negatives:
+            if not self._scored_only and len(tables.documents) < n_candidates + self.negatives:
                 raise InputError(
                     f"{tables.rows.path}: {self.negatives} negatives a query are more than the "
                     f"{len(tables.documents):,} documents of {tables.documents.name} allow: ask for fewer"
                 )
-            filler = "some of them are repeated" if self.scored else "random documents fill the gap"
+            filler = "some of them are repeated" if self._scored_only else "random documents fill the gap"
             warnings.warn(
                 f"{int(lacking.sum()):,} of {len(lacking):,} queries of {tables.rows.path} have fewer than "
                 f"{self.negatives} negatives: {filler}",
@@ -362,15 +382,14 @@ class Collator:
             document_ids=document_ids,
             document_mask=document_mask,
             teacher_scores=self._scores(examples),
+            base_scores=_stack([example.base for example in examples]),
             false_negatives=torch.from_numpy(self._false_negatives(examples)),
         )
 
     def _scores(self, examples: Sequence[Example]) -> Tensor | None:
         if self.scorer is not None:
             return torch.from_numpy(np.asarray(self.scorer(examples), dtype=np.float32))
-        if examples[0].scores is None:
-            return None
-        return torch.tensor([example.scores for example in examples], dtype=torch.float32)
+        return _stack([example.scores for example in examples])
 
     def _false_negatives(self, examples: Sequence[Example]) -> NDArray[np.bool_]:
         n = len(examples[0].doc_rows)
@@ -381,6 +400,11 @@ class Collator:
             mask[i] = np.isin(rows, example.positive_rows) & (corpora == example.corpus)
             mask[i, i * n] = False
         return mask
+
+
+def _stack(scores: Sequence[list[float] | None]) -> Tensor | None:
+    """float32 (b, n); None where there are none."""
+    return None if scores[0] is None else torch.tensor(scores, dtype=torch.float32)
 
 
 def pad(token_ids: Sequence[NDArray[Any]]) -> tuple[Tensor, Tensor]:

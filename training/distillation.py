@@ -8,7 +8,6 @@ The scores of each teacher are kept beside the training file that carries the ta
 candidate in the order of its rows, so that other weights need no teacher again.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,10 +18,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
-from lsr.errors import FormatError, InputError
+from lsr.errors import InputError
 from lsr.files import replacing
 from lsr.training.data import Example, Tables, TrainingSet
 from lsr.training.rows import Row, RowTable, check_training_target, new_training_file
+from lsr.training.score_files import open_scores, rows_hash, scores_folder
 from lsr.training.teachers import Teacher
 
 EPSILON = 1e-6
@@ -92,17 +92,10 @@ def ensemble(
     return target
 
 
-def scores_folder(out: str | os.PathLike[str]) -> Path:
-    """Where the teachers' own scores of a training file ``out`` are kept."""
-    return Path(f"{os.fspath(out)}.scores")
-
-
 def score_rows(tables: Tables, teacher: Teacher, folder: Path, *, progress: bool = False) -> NDArray[np.float32]:
-    """A teacher's scores of all candidates of a training file, through a score file.
+    """A teacher's scores of all candidates of a training file, through a score file (`lsr.training.score_files`).
 
-    The score file ``NAME.npy`` holds float32 (total,), NaN where nothing was scored yet, in the order of
-    `RowTable.candidates`; ``NAME.json`` says by whom and of what. What an interrupted call left undone is
-    done by the next.
+    What an interrupted call left undone is done by the next.
 
     Raises:
         InputError: the score file is another teacher's, or of another training file; or the teacher gives
@@ -112,7 +105,7 @@ def score_rows(tables: Tables, teacher: Teacher, folder: Path, *, progress: bool
     identity = {"teacher": teacher.identity, "rows": rows_hash(tables)}
     path = folder / f"{teacher.name}.npy"
     folder.mkdir(parents=True, exist_ok=True)
-    scores = _open_scores(path, identity, len(rows.candidates))
+    scores = open_scores(path, identity, len(rows.candidates))
     pending = np.add.reduceat(np.isnan(scores), rows.starts[:-1]) > 0
     if pending.any():
         teacher.prepare(*_needed(tables, pending), progress=progress)
@@ -126,15 +119,6 @@ def score_rows(tables: Tables, teacher: Teacher, folder: Path, *, progress: bool
             scores[rows.starts[i] : rows.starts[i + 1]] = values
         scores.flush()
     return scores
-
-
-def rows_hash(tables: Tables) -> str:
-    """SHA-256 of a training file's rows and of the collection they are rows of: what score files are aligned with."""
-    rows, digest = tables.rows, hashlib.sha256()
-    for array in (rows.queries, rows.starts, rows.candidates):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    digest.update(f"{tables.queries.content_hash} {tables.documents.content_hash}".encode())
-    return digest.hexdigest()
 
 
 def write_distilled(
@@ -246,27 +230,6 @@ class EnsembleScorer:
             for m, teacher in enumerate(self.teachers[source]):
                 raw[m, places] = teacher.score(queries, [examples[i].doc_rows for i in places])
         return ensemble(list(raw), self.weights, self.scale)
-
-
-def _open_scores(path: Path, identity: dict[str, str], total: int) -> "np.memmap[Any, np.dtype[np.float32]]":
-    """The mapped score file, made if it is not there."""
-    note = path.with_suffix(".json")
-    if not (path.is_file() and note.is_file()):
-        scores: np.memmap[Any, np.dtype[np.float32]]
-        scores = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(total,))
-        scores[:] = np.nan
-        scores.flush()
-        with replacing(note) as file:
-            json.dump(identity, file, indent=1)
-        return scores
-    try:
-        there, scores = json.loads(note.read_text(encoding="utf-8")), np.load(path, mmap_mode="r+", allow_pickle=False)
-    except ValueError as error:
-        raise FormatError(f"{path} or {note.name} is damaged ({error}): delete both") from error
-    for part, what in (("rows", "another training file or collection"), ("teacher", "another teacher of this name")):
-        if there.get(part) != identity[part] or scores.shape != (total,):
-            raise InputError(f"{path} holds scores of {what}: delete it, or write elsewhere")
-    return scores
 
 
 def _row(tables: Tables, i: int, scores: NDArray[np.float32]) -> Row:

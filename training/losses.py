@@ -2,7 +2,8 @@
 
 A loss takes query vectors (b, V), document vectors (b·n, V) and the `Batch`, and returns a scalar.
 Document j of query i is row i·n + j, its positive is row i·n. Everything is computed in float32,
-under autocast too. In the formulas s_ij is the score of document j of query i, t_ij its teacher's.
+under autocast too. In the formulas s_ij is the score of document j of query i, t_ij its teacher's. Where the
+batch has base scores, those of a fixed part that the encoder will be joined with, s_ij is the sum of both.
 """
 
 from collections.abc import Callable
@@ -38,6 +39,13 @@ def group_scores(queries: Tensor, documents: Tensor) -> Tensor:
     b, size = queries.shape
     with torch.autocast(queries.device.type, enabled=False):
         return torch.bmm(documents.float().view(b, -1, size), queries.float().unsqueeze(2)).squeeze(2)
+
+
+def student_scores(queries: Tensor, documents: Tensor, batch: Batch) -> Tensor:
+    """`group_scores`, plus the base scores that the batch may have: (b, n), float32."""
+    base = batch["base_scores"]
+    own = group_scores(queries, documents)
+    return own if base is None else own + base.float()
 
 
 def teacher_scores(batch: Batch, loss: str) -> Tensor:
@@ -82,7 +90,7 @@ class Contrastive:
             scores = all_scores(queries, documents).masked_fill(batch["false_negatives"], -torch.inf)
             return F.cross_entropy(scores / self.temperature, own)
         known = batch["false_negatives"].gather(1, own[:, None] + torch.arange(n, device=queries.device))
-        scores = group_scores(queries, documents).masked_fill(known, -torch.inf)
+        scores = student_scores(queries, documents, batch).masked_fill(known, -torch.inf)
         return F.cross_entropy(scores / self.temperature, torch.zeros_like(own))
 
 
@@ -98,7 +106,7 @@ class PairwiseCrossEntropy:
 
     def __call__(self, queries: Tensor, documents: Tensor, batch: Batch) -> Tensor:
         """The loss, averaged over the pairs."""
-        scores = group_scores(queries, documents)
+        scores = student_scores(queries, documents, batch)
         return F.softplus(scores[:, 1:] - scores[:, :1]).mean()
 
 
@@ -114,7 +122,7 @@ class NegativeLikelihood:
 
     def __call__(self, queries: Tensor, documents: Tensor, batch: Batch) -> Tensor:
         """The loss, averaged over the queries."""
-        return (1 - group_scores(queries, documents).softmax(dim=1)[:, 0]).mean()
+        return (1 - student_scores(queries, documents, batch).softmax(dim=1)[:, 0]).mean()
 
 
 @dataclass(frozen=True)
@@ -136,7 +144,7 @@ class MarginMse:
 
     def __call__(self, queries: Tensor, documents: Tensor, batch: Batch) -> Tensor:
         """The loss, averaged over the pairs."""
-        student = group_scores(queries, documents)
+        student = student_scores(queries, documents, batch)
         teacher = teacher_scores(batch, "margin_mse") * self.teacher_scale
         return F.mse_loss(student[:, :1] - student[:, 1:], teacher[:, :1] - teacher[:, 1:])
 
@@ -164,7 +172,7 @@ class Kl:
 
     def __call__(self, queries: Tensor, documents: Tensor, batch: Batch) -> Tensor:
         """The loss, averaged over the queries."""
-        student = (group_scores(queries, documents) / self.temperature).log_softmax(dim=1)
+        student = (student_scores(queries, documents, batch) / self.temperature).log_softmax(dim=1)
         target = teacher_scores(batch, "kl") * (self.teacher_scale / self.temperature)
         return F.kl_div(student, target.log_softmax(dim=1), reduction="batchmean", log_target=True)
 

@@ -152,7 +152,15 @@ def open_training_set(config: TrainConfig, *, scored: bool) -> TrainingSet:
         for path in part.files
     ]
     cache = data.cache or os.path.join(os.path.dirname(os.path.abspath(config.output)), ".cache")
-    return TrainingSet(sources, data.negatives, config.training.seed, scores=scored, cache=cache)
+    return TrainingSet(
+        sources,
+        data.negatives,
+        config.training.seed,
+        scores=scored,
+        base=data.base,
+        base_weight=data.base_weight,
+        cache=cache,
+    )
 
 
 def plan(config: TrainConfig) -> str:

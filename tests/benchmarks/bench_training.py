@@ -124,9 +124,9 @@ def without_repeats(collection: Path, folder: Path) -> Path:
     with (folder / "corpus.jsonl").open("w") as file:
         for document in read_corpus(collection, skip_repeats=True):
             file.write(json.dumps({"_id": document.id, "title": document.title, "text": document.text}) + "\n")
-    queries = {query.id: query.text for query in reversed(list(read_queries(find_file(collection, "queries.jsonl"))))}
     with (folder / "queries.jsonl").open("w") as file:
-        file.writelines(json.dumps({"_id": i, "text": text}) + "\n" for i, text in queries.items())
+        for query in read_queries(find_file(collection, "queries.jsonl"), skip_repeats=True):
+            file.write(json.dumps({"_id": query.id, "text": query.text}) + "\n")
     shutil.copy(collection / "qrels" / "train.tsv", folder / "qrels" / "train.tsv")
     return folder
 
