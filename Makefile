@@ -42,7 +42,7 @@ $(VENV)/bin/pip:
 
 $(VENV)/.demo: $(VENV)/bin/pip pyproject.toml constraints.txt
 	@echo "installing into $(VENV): a minute, once"
-	$(BIN)/pip install -q -c constraints.txt -e ".[eval]"
+	$(BIN)/pip install -q -c constraints.txt -e ".[encode,eval]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/bin/pip pyproject.toml constraints.txt

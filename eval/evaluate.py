@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from lsr.errors import InputError, LsrWarning
@@ -215,10 +216,9 @@ def search_mode(options: Mapping[str, Any]) -> str:
     return "pruned" if {"candidates", "query_mass"} & {n for n, v in options.items() if v is not None} else "planned"
 
 
-def _flops(queries: csr_array, document_frequencies: dict[int, int], n_documents: int) -> float:
-    terms, counts = np.unique(queries.indices, return_counts=True)
-    frequencies = np.array([document_frequencies.get(int(term), 0) for term in terms], dtype=np.float64)
-    return float(np.dot(counts, frequencies) / max(1, queries.shape[0]) / n_documents)
+def _flops(queries: csr_array, document_frequencies: NDArray[np.int64], n_documents: int) -> float:
+    products = document_frequencies[queries.indices].sum(dtype=np.int64)
+    return float(products / max(1, queries.shape[0]) / n_documents)
 
 
 def _latency(retriever: Retriever, vectors: csr_array, k: int, options: dict[str, Any]) -> float:

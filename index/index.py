@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import csr_array, issparse
 
 from lsr.errors import InputError, LsrWarning, MismatchError
@@ -307,10 +308,11 @@ class Index:
         """Whether a document of that id is in the index."""
         return self._ids.has(doc_id)
 
-    def document_frequencies(self) -> dict[int, int]:
-        """Term id to the number of documents that have it."""
-        lists = self._segment.lists
-        return dict(zip(lists.terms.tolist(), lists.length.tolist(), strict=True))
+    def document_frequencies(self) -> NDArray[np.int64]:
+        """How many documents have each term: shape (vocabulary_size,)."""
+        frequencies = np.zeros(self.vocabulary_size, dtype=np.int64)
+        frequencies[self._segment.lists.terms] = self._segment.lists.length
+        return frequencies
 
     def __len__(self) -> int:
         return self.manifest.n_documents

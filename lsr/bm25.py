@@ -37,6 +37,9 @@ TERMS_FILE = "terms.txt"
 #: Most buckets of a hashed vocabulary.
 MOST_BUCKETS = 2**24
 
+#: In a collection that a hashed BM25 was not fitted to, the share of IDF that is the collection's own.
+OWN_IDF = 0.5
+
 
 def robertson_idf(document_frequency: NDArray[Any], n_documents: int) -> NDArray[np.float32]:
     """ln(1 + (N − df + 0.5) / (df + 0.5)), positive for every df (Robertson and Zaragoza, 2009)."""
@@ -54,7 +57,7 @@ class Bm25:
         analyzer: text to stems.
         buckets: None for a column for each stem of the corpus. A number for so many columns, into which stems are
             hashed: for an encoder that will serve other corpora too. A word that no document had then has the largest
-            IDF; words that share a bucket are one.
+            IDF; words that share a bucket are one. A `Retriever` takes half of the IDF from its own collection.
     """
 
     k1: float = 0.9
@@ -283,6 +286,14 @@ class Bm25Queries(_Bm25Side):
         counts, _ = self._count(texts, advance)
         counts.data *= self.idf[counts.indices]
         return EncodedRows(counts, 0)
+
+    @property
+    def adapts(self) -> bool:  # type: ignore[override]
+        return isinstance(self.vocabulary, HashedVocabulary)
+
+    def in_collection(self, frequency: NDArray[np.int64], n_documents: int) -> "Bm25Queries":
+        own = robertson_idf(frequency, n_documents)
+        return Bm25Queries(self.vocabulary, self.parameters, (1 - OWN_IDF) * self.idf + OWN_IDF * own)
 
     def save_files(self, folder: Path) -> None:
         super().save_files(folder)

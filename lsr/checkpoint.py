@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lsr.encoder import Encoder
+from lsr.encoder import ENCODER_FILE, Encoder
 from lsr.errors import FormatError, InputError, optional_import
 
 if TYPE_CHECKING:
@@ -18,6 +18,9 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", 
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.npy", "*.onnx"]
 HEAD_INITS = ("checkpoint", "embeddings")
 PACKAGE = "package:"
+
+#: Encoders that come with the package, by the names of their folders.
+BUILT_IN = Path(__file__).parent / "models"
 
 
 class Lengths:
@@ -43,7 +46,7 @@ class Lengths:
 
 
 def find_folder(source: str | os.PathLike[str], revision: str | None = None) -> Path:
-    """The folder of a model: a path, a hub id, or ``package:NAME/FOLDER`` inside an installed Python package.
+    """The folder of a model: a path, a name that comes with lsr (``lsr-tiny``), a hub id, or ``package:NAME/FOLDER``.
 
     Raises:
         InputError: there is none, or it could not be fetched.
@@ -52,6 +55,8 @@ def find_folder(source: str | os.PathLike[str], revision: str | None = None) -> 
     if folder.is_dir():
         return folder
     name = str(source)
+    if "/" not in name and (BUILT_IN / name / ENCODER_FILE).is_file():
+        return BUILT_IN / name
     if name.startswith(PACKAGE):
         return _in_package(name.removeprefix(PACKAGE))
     return _download(name, revision)

@@ -63,7 +63,7 @@ def model_options(command: argparse.ArgumentParser, *, required: bool = True) ->
     )
     group = command.add_argument_group("encoder")
     group.add_argument("--model", required=required, metavar="MODEL",
-        help='"bm25", a folder (Hugging Face, sentence-transformers, or saved by lsr), or a hub id')  # fmt: skip
+        help='"bm25", "lsr-tiny", a folder (of lsr, Hugging Face, sentence-transformers), or a hub id')  # fmt: skip
     group.add_argument("--revision", help="revision of a hub id")
     group.add_argument("--query-model", metavar="MODEL", help="encode queries with this model instead")
     group.add_argument("--idf", metavar="FILE", help="look queries up in this idf.json instead (inference-free)")

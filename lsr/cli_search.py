@@ -1,6 +1,7 @@
 """``lsr encode | index | search | idf | demo``: from a corpus to hits."""
 
 import argparse
+from importlib.util import find_spec
 from typing import Any
 
 import lsr
@@ -131,7 +132,7 @@ def _demo(options: argparse.Namespace) -> None:
     from lsr.eval.datasets import load_dataset
     from lsr.eval.evaluate import evaluate_retriever
 
-    options.model = options.model or "bm25"
+    options.model = options.model or ("lsr-tiny" if find_spec("torch") else "bm25")
     if options.dataset is None:
         run_demo(encoder_of(options), options.model, print)
         return

@@ -63,15 +63,19 @@ def run_demo(encoder: Encoder | Bm25, name: str, say: Callable[[str], Any], *, p
     documents = list(corpus)
     read = time.perf_counter() - start
     say(f"{len(documents):,} documents: {corpus.name}, read in {read:.1f} s")
+    items = known_items(documents)
     start = time.perf_counter()
-    retriever = Retriever.build(documents, encoder, progress=progress)
+    retriever = Retriever.build(items.corpus, encoder, progress=progress)
     built = time.perf_counter() - start
     say(f"Encoded with {name} and indexed in {built:.1f} s: {retriever.index!r}")
     for question in QUESTIONS:
         say("")
         show_hits(retriever, question, say)
     say("")
-    _evaluate_known_items(documents, encoder, say, progress)
+    say(f"Known-item search: {len(items.queries)} summary lines, taken out of their documents, as queries")
+    _evaluate(retriever, items, name, say, (True, False))
+    if not isinstance(encoder, Bm25):
+        _evaluate(Retriever.build(items.corpus, Bm25()), items, "bm25", say, (True,))
     sizes = ", ".join(f"{part} {size / 1e6:.1f} MB" for part, size in retriever.index.sizes().items())
     say(f"Index in memory: {sizes}")
 
@@ -86,17 +90,14 @@ def show_hits(retriever: Retriever, question: str, say: Callable[[str], Any], k:
         say("     " + " · ".join(f"{match.term} {match.contribution:.2f}" for match in terms))
 
 
-def _evaluate_known_items(
-    documents: list[Document], encoder: Encoder | Bm25, say: Callable[[str], Any], progress: bool
+def _evaluate(
+    retriever: Retriever, items: KnownItems, name: str, say: Callable[[str], Any], modes: tuple[bool, ...]
 ) -> None:
     from lsr.eval.datasets import Dataset
     from lsr.eval.evaluate import evaluate_retriever
 
-    items = known_items(documents)
     dataset = Dataset("known items", items.corpus, items.queries, items.qrels)
-    retriever = Retriever.build(items.corpus, encoder, progress=progress)
-    say(f"Known-item search: {len(items.queries)} summary lines, taken out of their documents, as queries")
-    for exact in (True, False):
+    for exact in modes:
         report, _, _ = evaluate_retriever(retriever, dataset, exact=exact)
         shown = "  ".join(f"{metric} {value:.3f}" for metric, value in report.metrics.items())
-        say(f"  {report.mode:8s} {shown}  {report.latency_ms:.2f} ms a query")
+        say(f"  {name:8s} {report.mode:8s} {shown}  {report.latency_ms:.2f} ms a query")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from tqdm import tqdm
 
@@ -54,12 +55,14 @@ class TextEncoder(ABC):
         light: whether queries need no transformer, so that an index can carry the side itself.
         vocabulary_size: columns of the vectors.
         max_length: tokens kept of a text, None for all.
+        adapts: whether queries have other weights in another collection, see `in_collection`.
     """
 
     kind: ClassVar[str]
     light: ClassVar[bool]
     vocabulary_size: int
     max_length: int | None
+    adapts: bool = False
 
     @abstractmethod
     def encode(self, texts: Sequence[str], advance: Advance | None = None) -> Encoded:
@@ -75,6 +78,10 @@ class TextEncoder(ABC):
     def term_in(self, text: str, term_id: int) -> str:
         """The same of a column in which ``text`` has a weight: hashed stems are known by their text alone."""
         return self.term(term_id)
+
+    def in_collection(self, frequency: NDArray[np.int64], n_documents: int) -> "TextEncoder":
+        """The query side for a collection, told how many documents have each column: shape (vocabulary_size,)."""
+        return self
 
     @property
     @abstractmethod

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lsr.encoder import (
     ENCODER_FILE,
@@ -127,6 +128,16 @@ class JoinedSide(TextEncoder):
         first, second = self.parts
         size = first.vocabulary_size
         return (first, term_id) if term_id < size else (second, term_id - size)
+
+    @property
+    def adapts(self) -> bool:  # type: ignore[override]
+        return any(part.adapts for part in self.parts)
+
+    def in_collection(self, frequency: NDArray[np.int64], n_documents: int) -> "JoinedSide":
+        first, second = self.parts
+        size = first.vocabulary_size
+        own = first.in_collection(frequency[:size], n_documents), second.in_collection(frequency[size:], n_documents)
+        return joined_side(*own, self.weight)
 
     @property
     def fingerprint(self) -> str:

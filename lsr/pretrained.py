@@ -31,8 +31,8 @@ def load_encoder(
     (OpenSearch's inference-free models); any masked-LM checkpoint, as SPLADE-max.
 
     Args:
-        source: a folder, a hub id such as ``naver/splade-v3``, or ``package:NAME/FOLDER`` inside an installed
-            Python package.
+        source: a folder, ``lsr-tiny``, which comes with the package, a hub id such as ``naver/splade-v3``, or
+            ``package:NAME/FOLDER`` inside an installed Python package.
         revision: the hub revision (branch, tag or commit).
         document_max_length: tokens kept of a document (default 512, or what the model was saved with).
         query_max_length: tokens kept of a query (default 256, likewise).

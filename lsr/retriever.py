@@ -195,8 +195,9 @@ class Retriever:
 
     @cached_property
     def queries(self) -> TextEncoder:
-        """The query side of the encoder."""
-        return self._load_queries()
+        """The query side of the encoder, with what it takes from the collection (`TextEncoder.in_collection`)."""
+        side = self._load_queries()
+        return side.in_collection(self.index.document_frequencies(), len(self.index)) if side.adapts else side
 
     def encode_queries(self, texts: Iterable[str | Query]) -> SparseVectors:
         """Encode queries as this index expects them: shape (n, vocabulary)."""

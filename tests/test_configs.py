@@ -6,6 +6,7 @@ import re
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_training import write_collection, write_model
 
@@ -13,6 +14,8 @@ import lsr
 from lsr.corpus import read_queries
 from lsr.errors import InputError
 from lsr.training.config import load_config, parse
+from lsr.training.data import Source
+from lsr.training.score_files import rows_hash, scores_folder
 from lsr.training.train import train
 
 ROOT = Path(__file__).parent.parent
@@ -103,6 +106,7 @@ def overrides(path, output, collection, model, idf, expansions):
         "training.device=cpu",
         "training.log_every=1",
         "validation.documents=0",
+        f"validation.collection={collection}",
     ]
     for key, value in (("data.train", collection / "scored.jsonl"), ("data.expansions", expansions)):
         if re.search(rf"^{key.split('.')[1]} = ", text, re.MULTILINE):
@@ -111,6 +115,8 @@ def overrides(path, output, collection, model, idf, expansions):
         given.append(f"encoder.queries.idf={idf}")
     if "negatives = " in text:
         given.append("data.negatives=3")
+    if "base = " in text:
+        write_base_scores(collection, output.parent, load_config(path).data.base)
     if "[[data.more]]" in text:
         given.append(
             f'data.more=[{{collection = "{collection}", train = "{collection / "scored.jsonl"}", weight = 0.5}}]'
@@ -118,6 +124,15 @@ def overrides(path, output, collection, model, idf, expansions):
     if "chunk = " in text:
         given.append("training.chunk=4")
     return given
+
+
+def write_base_scores(collection, scratch, name):
+    """What lsr distill leaves of a teacher beside its file."""
+    tables = Source(collection / "scored.jsonl", collection).open(scratch / "tables")
+    folder = scores_folder(tables.rows.path)
+    folder.mkdir(exist_ok=True)
+    np.save(folder / f"{name}.npy", np.linspace(0, 9, len(tables.rows.candidates), dtype=np.float32))
+    (folder / f"{name}.json").write_text(json.dumps({"teacher": name, "rows": rows_hash(tables)}))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

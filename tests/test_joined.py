@@ -467,3 +467,29 @@ def test_splade_tiny_and_bm25_on_cranfield(shared):
     one, two, both = ((d @ q.T).toarray() for d, q in zip(vectors, queries, strict=True))
     np.testing.assert_allclose(both, one + 0.5 * two, rtol=1e-5)
     assert two.max() > 0
+
+
+# --- IDF of the collection -----------------------------------------------------------------------
+
+
+def test_a_hashed_bm25_takes_half_of_its_idf_from_the_collection():
+    encoder = lsr.join(table(), bm25(), 2.0)
+    corpus = [f"{text} river" for text in TEXTS]
+    retriever = Retriever.build(corpus, encoder)
+    counts = encoder.encode_documents(corpus).toarray() > 0
+    own, size = np.log1p((len(corpus) - counts.sum(0) + 0.5) / (counts.sum(0) + 0.5)), table().vocabulary_size
+    before, after = (side.encode(QUERIES).vectors.toarray() for side in (encoder.queries, retriever.queries))
+    np.testing.assert_array_equal(after[:, :size], before[:, :size])  # the table stays
+    expected = [[(w + own[j]) / 2 if w else 0 for j, w in enumerate(row)] for row in before[:1]]
+    np.testing.assert_allclose(
+        after[:1, size:], np.array(expected)[:, size:], rtol=1e-5
+    )  # the first says no word twice
+    assert retriever.queries.fingerprint != encoder.queries.fingerprint
+
+
+def test_an_opened_retriever_knows_its_collection_too(tmp_path):
+    encoder, corpus = lsr.join(table(), bm25()), [f"{text} river" for text in TEXTS]
+    built = Retriever.build(corpus, encoder, path=tmp_path / "index")
+    for retriever in (Retriever.open(tmp_path / "index"), Retriever.open(tmp_path / "index", encoder)):
+        assert retriever.queries.fingerprint == built.queries.fingerprint
+    assert not Retriever.build(corpus, bm25(None)).queries.adapts

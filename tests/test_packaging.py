@@ -33,7 +33,9 @@ def test_the_package_list_is_the_folders():
     assert project["package-dir"] == FOLDERS
     assert sorted(project["packages"]) == sorted(FOLDERS)
     for folder in FOLDERS.values():
-        assert not [p for p in (ROOT / folder).iterdir() if p.is_dir() and p.name != "__pycache__"], "packages are flat"
+        folders = {p.name for p in (ROOT / folder).iterdir() if p.is_dir()} - {"__pycache__"}
+        assert folders == ({"models"} if folder == "lsr" else set()), "packages are flat"
+    assert not list((ROOT / "lsr" / "models").rglob("*.py"))
 
 
 def test_the_wheel_holds_every_module(tmp_path):
@@ -45,6 +47,8 @@ def test_the_wheel_holds_every_module(tmp_path):
         for path in (ROOT / folder).glob("*.py"):
             assert f"{package.replace('.', '/')}/{path.name}" in names
     assert "lsr/py.typed" in names
+    for path in (ROOT / "lsr" / "models").rglob("*"):
+        assert path.is_dir() or str(path.relative_to(ROOT)) in names
     assert not any(name.startswith(("index/", "training/", "eval/", "tests/")) for name in names)
 
 
