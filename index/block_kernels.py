@@ -4,7 +4,7 @@ calls nothing of the other ones (a cached kernel keeps using a stale helper of a
 
 import numpy as np
 
-from lsr.numba_support import kernel
+from lsr.numba_support import half_to_float, kernel
 
 #: A summary's weights are told apart by the bits of a float32 from here on: 4 of its mantissa.
 ENERGY_BITS = 19
@@ -20,7 +20,7 @@ def document_heads(forward_ptr, forward_terms, forward_weights, width, head_ptr,
         begin, size = head_ptr[row], 0
         most = head_ptr[row + 1] - begin
         for f in range(forward_ptr[row], forward_ptr[row + 1]):
-            weight = forward_weights[f]
+            weight = half_to_float(forward_weights[f])
             if size == most and weight <= head_weights[begin + size - 1]:
                 continue
             size = min(size + 1, most)
@@ -85,7 +85,7 @@ def _centroid_lists(
         for f in range(forward_ptr[row], forward_ptr[row + 1]):
             term = forward_terms[f]
             centroids[term_end[term]] = c
-            weights[term_end[term]] = forward_weights[f]
+            weights[term_end[term]] = half_to_float(forward_weights[f])
             term_end[term] += 1
     return n_terms
 
@@ -120,7 +120,7 @@ def _n_centroids(length, fraction, most, shortest):
 
 @kernel
 def cluster_lists(
-    first, last, list_ptr, list_rows, forward_ptr, forward_terms, forward_weights,
+    first, last, numbered_from, list_ptr, list_rows, forward_ptr, forward_terms, forward_weights,
     head_ptr, head_terms, head_weights, vocabulary_size, centroid_fraction, most_blocks, shortest, min_block_size, seed,
     block_rows, block_sizes, n_blocks,
 ):  # fmt: skip
@@ -128,7 +128,8 @@ def cluster_lists(
 
     Writes the lists' rows block by block to ``block_rows`` (at the lists' own places), the blocks'
     sizes to ``block_sizes`` (from the list's own place on), their number to ``n_blocks``. Within a
-    block, rows ascend. A list shorter than ``shortest`` is one block.
+    block, rows ascend. A list shorter than ``shortest`` is one block. The first of the lists given has the number
+    ``numbered_from`` among all lists, which decides its centroids.
     """
     longest = 0
     for listed in range(first, last):
@@ -153,7 +154,7 @@ def cluster_lists(
                 block_sizes[begin] = length
             n_blocks[listed] = min(1, length)
             continue
-        _sample(length, n_centroids, np.uint64(seed) * np.uint64(1_000_003) + np.uint64(listed), chosen)
+        _sample(length, n_centroids, np.uint64(seed) * np.uint64(1_000_003) + np.uint64(numbered_from + listed), chosen)
         needed = 0
         for c in range(n_centroids):
             row = list_rows[begin + chosen[c]]
@@ -217,16 +218,6 @@ def _write_blocks(begin, length, assigned, n_centroids, list_rows, block_rows, b
 
 
 @kernel
-def _grown(array, needed):
-    """The array itself, or a copy with room for ``needed`` elements."""
-    if needed <= len(array):
-        return array
-    larger = np.zeros(2 * needed, dtype=array.dtype)
-    larger[: len(array)] = array
-    return larger
-
-
-@kernel
 def _maximum(rows, begin, end, forward_ptr, forward_terms, forward_weights, maximum, touched):
     """The coordinate-wise maximum of a block's documents; returns how many terms it has, in ``touched``."""
     n = np.uintp(0)
@@ -236,7 +227,7 @@ def _maximum(rows, begin, end, forward_ptr, forward_terms, forward_weights, maxi
             term = forward_terms[f]
             touched[n] = term
             n += np.uintp(maximum[term] == 0)
-            maximum[term] = max(maximum[term], forward_weights[f])
+            maximum[term] = max(maximum[term], half_to_float(forward_weights[f]))
     return np.intp(n)
 
 
@@ -293,68 +284,73 @@ def quantize(weights, codes):
 
 
 @kernel
+def _summarize_block(
+    rows, begin, end, forward_ptr, forward_terms, forward_weights, energy, maximum, touched, masses, weights,
+    raw_terms, raw_codes,
+):  # fmt: skip
+    """Write a block's summary, its terms as they are met; returns its number of terms, its minimum and its step."""
+    n = _maximum(rows, begin, end, forward_ptr, forward_terms, forward_weights, maximum, touched)
+    least = _least_bits(maximum, touched, n, energy, masses)
+    bits = maximum.view(np.int32)
+    kept = 0
+    for i in range(n):
+        if bits[touched[i]] >> ENERGY_BITS >= least:
+            raw_terms[kept] = touched[i]
+            weights[kept] = maximum[touched[i]]
+            kept += 1
+    for i in range(n):
+        maximum[touched[i]] = 0
+    low, step = quantize(weights[:kept], raw_codes[:kept])
+    return kept, low, step
+
+
+@kernel
 def summarize_lists(
     first, last, block_ptr, block_start, block_rows, shortest, forward_ptr, forward_terms, forward_weights,
-    vocabulary_size, energy, block_minimum, block_step,
+    vocabulary_size, energy, block_minimum, block_step, terms_per_list, raw_terms, raw_blocks, raw_codes,
+    terms, further, blocks, codes,
 ):  # fmt: skip
     """Summaries of the blocks of lists ``first`` to ``last``, stored term by term ("transposed").
 
-    Writes the blocks' minimum and step. Returns, for these lists: the number of summary terms per list,
-    the terms, each term's number of entries less 1, and each entry's block (within its list) and code. A
-    list of fewer than ``shortest`` rows has no summary.
+    A list of fewer than ``shortest`` rows has no summary.
+
+    Args:
+        block_minimum, block_step: written, from the first block of these lists on.
+        terms_per_list: written, int64: the number of summary terms per list.
+        raw_terms, raw_blocks, raw_codes: scratch, each with room for the terms of all documents of a list.
+        terms, further, blocks, codes: written, with room for those of all lists: the terms, each term's number of
+            entries less 1, and each entry's block (within its list) and code.
+
+    Returns the numbers of terms and entries.
     """
     maximum = np.zeros(vocabulary_size, dtype=np.float32)
     touched = np.zeros(vocabulary_size + 1, dtype=np.int64)
+    weights = np.zeros(vocabulary_size, dtype=np.float32)
     masses = np.zeros(2 ** (31 - ENERGY_BITS), dtype=np.float64)
     places = np.zeros(vocabulary_size, dtype=np.int64)
-    terms_per_list = np.zeros(last - first, dtype=np.int64)
-    terms = np.zeros(1024, dtype=np.uint32)
-    further = np.zeros(1024, dtype=np.uint32)
-    blocks = np.zeros(1024, dtype=np.uint32)
-    codes = np.zeros(1024, dtype=np.uint8)
+    first_block = block_ptr[first]
     n_terms = 0
     n_entries = 0
-    raw_terms = np.zeros(1024, dtype=np.uint32)
-    raw_blocks = np.zeros(1024, dtype=np.uint32)
-    raw_codes = np.zeros(1024, dtype=np.uint8)
-    raw_weights = np.zeros(1024, dtype=np.float32)
     for listed in range(first, last):
         begin, end = block_ptr[listed], block_ptr[listed + 1]
         if block_start[end] - block_start[begin] < shortest:
             continue
         n_raw = 0
-        n_listed = 0
         for block in range(begin, end):
-            n = _maximum(
+            kept, low, step = _summarize_block(
                 block_rows, block_start[block], block_start[block + 1], forward_ptr, forward_terms, forward_weights,
-                maximum, touched,
+                energy, maximum, touched, masses, weights, raw_terms[n_raw:], raw_codes[n_raw:],
             )  # fmt: skip
-            least = _least_bits(maximum, touched, n, energy, masses)
-            raw_terms = _grown(raw_terms, n_raw + n)
-            raw_blocks = _grown(raw_blocks, n_raw + n)
-            raw_codes = _grown(raw_codes, n_raw + n)
-            raw_weights = _grown(raw_weights, n)
-            kept = 0
-            bits = maximum.view(np.int32)
-            for i in range(n):
-                if bits[touched[i]] >> ENERGY_BITS >= least:
-                    raw_terms[n_raw + kept] = touched[i]
-                    raw_blocks[n_raw + kept] = block - begin
-                    raw_weights[kept] = maximum[touched[i]]
-                    kept += 1
-                maximum[touched[i]] = 0
-            block_minimum[block], block_step[block] = quantize(raw_weights[:kept], raw_codes[n_raw : n_raw + kept])
+            raw_blocks[n_raw : n_raw + kept] = block - begin
+            block_minimum[block - first_block], block_step[block - first_block] = low, step
             n_raw += kept
+        n_listed = 0
         for i in range(n_raw):
             if places[raw_terms[i]] == 0:
                 touched[n_listed] = raw_terms[i]
                 n_listed += 1
             places[raw_terms[i]] += 1
         list_terms = np.sort(touched[:n_listed])
-        terms = _grown(terms, n_terms + n_listed)
-        further = _grown(further, n_terms + n_listed)
-        blocks = _grown(blocks, n_entries + n_raw)
-        codes = _grown(codes, n_entries + n_raw)
         place = n_entries
         for i in range(n_listed):
             count = places[list_terms[i]]
@@ -372,10 +368,4 @@ def summarize_lists(
         terms_per_list[listed - first] = n_listed
         n_terms += n_listed
         n_entries += n_raw
-    return (
-        terms_per_list,
-        terms[:n_terms].copy(),
-        further[:n_terms].copy(),
-        blocks[:n_entries].copy(),
-        codes[:n_entries].copy(),
-    )
+    return n_terms, n_entries

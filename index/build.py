@@ -1,9 +1,8 @@
-"""From checked vectors to a `Segment`: invert, prune, cluster into blocks, summarize."""
+"""From checked vectors to a `Segment`: lists, and where they are wanted blocks, summaries and a graph."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,16 +13,10 @@ from lsr.errors import InputError
 from lsr.index import build_kernels
 from lsr.index.blocks import build_blocks
 from lsr.index.graph import build_graph
-from lsr.index.invert import OverThreads, count, invert, quantize_lists
+from lsr.index.invert import OverThreads, count, quantize_lists
 from lsr.index.options import BuildOptions
-from lsr.index.prune import prune
-from lsr.index.segment import Array, Forward, Segment, frozen, narrow
+from lsr.index.segment import Array, Forward, Segment, bits_of, frozen, narrow
 from lsr.index.sizes import announce, predict_sizes
-
-Result = TypeVar("Result")
-
-#: Postings that one task of the build handles; the result does not depend on it.
-TASK_POSTINGS = 200_000
 
 
 def build_segment(
@@ -50,17 +43,7 @@ def build_segment(
     (lists,) = quantize_lists(forward, vocabulary_size, counted, options.dense_share, None, over_threads)
     if not options.seismic:
         return Segment(n_documents, vocabulary_size, forward, lists, None, None)
-    if weights.dtype == np.float16:  # what is scored is what is kept: summaries are of it
-        vectors = csr_array((weights.astype(np.float32), vectors.indices, vectors.indptr), shape=vectors.shape)
-    inverted = invert(vectors, n_ranges, over_threads, counted)
-    whole = forward._replace(weights=frozen(vectors.data))
-    ptr, rows = prune(inverted, options.n_postings, options.max_fraction, options.posting_share)
-    tasks = list(_tasks(ptr)) or [(0, 0)]  # documents without a single term
-    bar: tqdm[Any]
-    with tqdm(total=2 * len(tasks), desc="building blocks", unit=" tasks", disable=not progress or None) as bar:
-        blocks, summaries = build_blocks(
-            ptr, rows, whole, vocabulary_size, options, lambda work: _in_parallel(work, tasks, workers, bar)
-        )
+    blocks, summaries = build_blocks(bits_of(forward), vocabulary_size, counted, options, over_threads)
     segment = Segment(n_documents, vocabulary_size, forward, lists, blocks, summaries)
     if not options.neighbours:
         return segment
@@ -98,35 +81,12 @@ def ranges_for(workers: int, n_postings: int, vocabulary_size: int) -> int:
 
 
 def threads_over(workers: int, progress: bool) -> OverThreads:
-    """Runs tasks over threads, under a progress bar."""
+    """Runs tasks over threads (the kernels hold no GIL), under a progress bar that is gone when they are done."""
 
     def run(work: Callable[[int], None], n_tasks: int, what: str) -> None:
-        with tqdm(total=n_tasks, desc=what, unit=" tasks", disable=not progress or None) as bar:
-            _in_parallel(work, [(task,) for task in range(n_tasks)], workers, bar)
+        bar = tqdm(total=n_tasks, desc=what, unit=" tasks", leave=False, disable=not progress or None)
+        with bar, ThreadPoolExecutor(workers) as pool:
+            for _ in pool.map(work, range(n_tasks)):
+                bar.update()
 
     return run
-
-
-def _tasks(ptr: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Ranges of lists of about `TASK_POSTINGS` postings each."""
-    first = 0
-    while first < len(ptr) - 1:
-        last = max(first + 1, int(np.searchsorted(ptr, ptr[first] + TASK_POSTINGS, side="right")) - 1)
-        yield first, last
-        first = last
-
-
-def _in_parallel(
-    work: Callable[..., Result],
-    tasks: Sequence[tuple[int, ...]],
-    workers: int,
-    bar: "tqdm[Any]",
-) -> list[Result]:
-    """Run the tasks over threads (the kernels hold no GIL); results in the order of the tasks."""
-    with ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(work, *task) for task in tasks]
-        results = []
-        for future in futures:
-            results.append(future.result())
-            bar.update()
-        return results

@@ -34,15 +34,58 @@ def count_terms(first, last, ptr, terms, weights, counts, largest):
 
 
 @kernel
-def fill_postings(first, last, ptr, terms, weights, list_of, cursor, by_list_rows, by_list_weights):
-    """Write the postings of rows ``first`` to ``last`` by list; ``cursor`` says where each list's go."""
+def count_bits(first, last, weights, upper, counts):
+    """Count weights ``first`` to ``last`` by the upper 16 bits of their float32; where ``upper`` is not below 0, those
+    that have these by the lower 16. Positive floats are ordered as their bits are.
+    """
+    for p in range(first, last):
+        bits = np.int64(np.float32(half_to_float(weights[p])).view(np.uint32))
+        if upper < 0:
+            counts[bits >> 16] += 1
+        elif bits >> 16 == upper:
+            counts[bits & 0xFFFF] += 1
+
+
+@kernel
+def count_kept(first, last, ptr, terms, weights, list_of, threshold, above, equal, beside):
+    """Count, of each list, the postings of rows ``first`` to ``last`` above the threshold and at it.
+
+    ``beside`` adds up the terms of the documents that these belong to.
+    """
     for row in range(first, last):
         for p in range(ptr[row], ptr[row + 1]):
+            weight = half_to_float(weights[p])
+            if weight < threshold:
+                continue
             listed = list_of[terms[p]]
+            if weight > threshold:
+                above[listed] += 1
+            else:
+                equal[listed] += 1
+            beside[listed] += ptr[row + 1] - ptr[row]
+
+
+@kernel
+def fill_kept(first, last, ptr, terms, weights, list_of, threshold, ties, cursor, kept_rows, kept_weights):
+    """Write the postings of rows ``first`` to ``last`` above the threshold by list, and of each list ``ties`` at it.
+
+    ``list_of`` is below 0 for terms whose lists are not written now; ``cursor`` says where these rows' postings go;
+    ``ties`` is used up.
+    """
+    for row in range(first, last):
+        for p in range(ptr[row], ptr[row + 1]):
+            weight = half_to_float(weights[p])
+            listed = list_of[terms[p]]
+            if listed < 0 or weight < threshold:
+                continue
+            if weight == threshold:
+                if ties[listed] == 0:
+                    continue
+                ties[listed] -= 1
             at = cursor[listed]
             cursor[listed] = at + 1
-            by_list_rows[at] = row
-            by_list_weights[at] = half_to_float(weights[p])
+            kept_rows[at] = row
+            kept_weights[at] = weight
 
 
 @kernel

@@ -2,7 +2,8 @@
 
 Two passes. The first writes the forward index as the chunks come. The second goes over the forward index,
 memory-mapped: it counts the terms, from which the layout of the lists follows, and then writes as many
-lists at a time as the memory allows. The files are byte for byte those of a build in memory.
+lists at a time as the memory allows; blocks, summaries and graph after them in the same way, where they are wanted. The
+files are byte for byte those of a build in memory.
 """
 
 import os
@@ -17,15 +18,19 @@ from scipy.sparse import csr_array, issparse
 
 from lsr.errors import InputError
 from lsr.index.build import ranges_for, stored_weights, threads_over
-from lsr.index.ids import Ids, StringTable
-from lsr.index.invert import Counted, OverThreads, count, lay_out, list_bytes, merged, quantize_lists
+from lsr.index.external_blocks import rooms_for_blocks, write_blocks
+from lsr.index.graph import nearest
+from lsr.index.ids import Ids
+from lsr.index.invert import Counted, count, lay_out, list_bytes, merged, quantize_lists
 from lsr.index.options import BuildOptions, check_threads
 from lsr.index.planner import fit_plan
+from lsr.index.prune import choose
 from lsr.index.queries import as_sample
 from lsr.index.search import Searcher
-from lsr.index.segment import Array, Forward, Lists, Segment, narrow
+from lsr.index.segment import Forward, Segment, bits_of, narrow
 from lsr.index.sizes import announce, bytes_of, predict_sizes
 from lsr.index.storage import Manifest, open_array
+from lsr.index.writers import ArrayWriter, StringsWriter, written
 from lsr.vectors import QueryVectors, SparseVectors, check_vectors
 
 if TYPE_CHECKING:
@@ -38,67 +43,14 @@ POSTING_IN_WORK = 40
 #: list and range of rows (`Counted`, `Layout`, positions).
 COLUMN, LIST, LIST_AND_RANGE = 8, 120, 24
 
+#: Bytes for each document that a thread needs that searches for neighbours.
+SEARCHED = 24
+
 #: The folder of the arrays in an index's.
 SEGMENT = "segment-00000"
 
 #: Ids that are packed at a time.
 IDS = 10_000
-
-
-class ArrayWriter:
-    """Appends to a one-dimensional ``.npy`` file, which in the end is what `numpy.save` writes."""
-
-    def __init__(self, path: Path, dtype: str) -> None:
-        self.path = path
-        self.dtype = np.dtype(dtype)
-        self.length = 0
-        self._file = path.open("wb")
-        self._write_header()
-
-    def append(self, array: Array) -> None:
-        """Write the elements, as the file's dtype."""
-        self._file.write(np.ascontiguousarray(array, dtype=self.dtype).data)
-        self.length += len(array)
-
-    def close(self) -> None:
-        """Write the header again, now that the length is known: NumPy leaves it room to grow."""
-        if not self._file.closed:
-            self._file.seek(0)
-            self._write_header()
-            self._file.close()
-
-    def _write_header(self) -> None:
-        descr = np.lib.format.dtype_to_descr(self.dtype)
-        fields = {"descr": descr, "fortran_order": False, "shape": (self.length,)}
-        np.lib.format.write_array_header_1_0(self._file, fields)
-
-    def __enter__(self) -> "ArrayWriter":
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self.close()
-
-
-class StringsWriter:
-    """Appends to the two files of a table of strings (`storage.save_strings`)."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self.data = ArrayWriter(folder / f"{name}.data.npy", "|u1")
-        self.offsets = ArrayWriter(folder / f"{name}.offsets.npy", "<i8")
-        self.offsets.append(np.zeros(1, dtype=np.int64))
-
-    def append(self, strings: Iterable[str]) -> None:
-        """Write some more."""
-        table = StringTable.of(strings)
-        self.offsets.append(table.offsets[1:] + self.data.length)
-        self.data.append(table.data)
-
-    def __enter__(self) -> "StringsWriter":
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self.data.close()
-        self.offsets.close()
 
 
 def write_parts(
@@ -155,7 +107,7 @@ def build_into(
         place: the folder of the segment; it must not exist.
         chunks: the documents' vectors, float32 CSR of one width, in order; each is used once.
         ids: as in `Index.build`, taken after the last chunk.
-        options: of the build, without Seismic's blocks.
+        options: of the build.
         max_memory: bytes that the build may take, on top of a chunk and the ids as they were given;
             None to write all lists at once.
         threads: of the build.
@@ -167,11 +119,6 @@ def build_into(
     Raises:
         InputError: vectors or ids are not acceptable, or the memory is too little for them.
     """
-    if options.seismic:
-        raise InputError(
-            "Seismic's blocks are built in memory: leave max_memory out and give the vectors as one array, "
-            "or build without seismic"
-        )
     place.mkdir()
     vocabulary_size = write_forward(place, chunks, options.weights, max_memory)
     forward = Forward(*(open_array(place / f"forward.{part}.npy") for part in Forward._fields))
@@ -189,9 +136,25 @@ def build_into(
     room = None
     if max_memory is not None:
         counted, room = room_for_lists(max_memory, counted, n_documents, vocabulary_size, options)
-    _write_lists(place, forward, vocabulary_size, counted, options.dense_share, room, over_threads)
-    lists = Lists(*(open_array(place / f"lists.{part}.npy") for part in Lists._fields))
-    return Segment(n_documents, vocabulary_size, forward, lists, None, None)
+    bits = bits_of(forward)
+    kept = None  # chosen before anything is written: then a memory too small for the blocks is known
+    if options.seismic:
+        in_one = counted if max_memory is None else merged(counted)
+        kept = choose(bits, vocabulary_size, in_one, options, over_threads)
+        rooms = rooms_for_blocks(max_memory, kept, bits, vocabulary_size, options, threads)
+    parts = quantize_lists(forward, vocabulary_size, counted, options.dense_share, room, over_threads)
+    lists = written(place, "lists", parts)
+    segment = Segment(n_documents, vocabulary_size, forward, lists, None, None)
+    if kept is None:
+        return segment
+    over_threads = threads_over(rooms.threads, progress)
+    blocks, summaries = write_blocks(place, bits, vocabulary_size, counted, kept, options, rooms, over_threads)
+    segment = segment._replace(blocks=blocks, summaries=summaries)
+    if not options.neighbours:
+        return segment
+    searchers = threads if max_memory is None else max(1, min(threads, max_memory // (SEARCHED * n_documents)))
+    graph = written(place, "neighbours", nearest(segment, options.neighbours, threads=searchers, progress=progress))
+    return segment._replace(neighbours=graph)
 
 
 def room_for_lists(
@@ -291,19 +254,3 @@ def _suspicious(ids: Sequence[str], n_documents: int) -> bool:
     hashes = np.fromiter(map(hash, ids), dtype=np.int64, count=n_documents)
     hashes.sort()
     return bool((hashes[1:] == hashes[:-1]).any())
-
-
-def _write_lists(
-    place: Path, forward: Forward, vocabulary_size: int, counted: Counted, dense_share: float, room: int | None,
-    over_threads: OverThreads,
-) -> None:  # fmt: skip
-    """Write the lists part by part."""
-    writers: list[ArrayWriter] = []
-    with ExitStack() as files:
-        for lists in quantize_lists(forward, vocabulary_size, counted, dense_share, room, over_threads):
-            if not writers:
-                for name, array in lists._asdict().items():
-                    path = place / f"lists.{name}.npy"
-                    writers.append(files.enter_context(ArrayWriter(path, array.dtype.str)))
-            for writer, array in zip(writers, lists, strict=True):
-                writer.append(array)

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from lsr.index.blocks import document_heads
 from lsr.index.search import Searcher
-from lsr.index.segment import Array, Neighbours, Segment, frozen
+from lsr.index.segment import Array, Forward, Neighbours, Segment, bits_of, frozen
 
 #: A document's neighbours are searched by its heaviest terms, so many; the search is by lists, with these knobs.
 QUERY_TERMS = 24
@@ -23,11 +23,14 @@ BATCH = 2_048
 
 def build_graph(segment: Segment, width: int, *, threads: int | None = None, progress: bool = False) -> Neighbours:
     """Each document's ``width`` nearest others by dot product, as our own approximate search finds them."""
-    return Neighbours(frozen(np.concatenate(list(nearest(segment, width, threads=threads, progress=progress)))))
+    rows = (batch.rows for batch in nearest(segment, width, threads=threads, progress=progress))
+    return Neighbours(frozen(np.concatenate(list(rows))))
 
 
-def nearest(segment: Segment, width: int, *, threads: int | None = None, progress: bool = False) -> Iterator[Array]:
-    """The rows of `segment.Neighbours` batch by batch: int32 (documents of the batch * width,).
+def nearest(
+    segment: Segment, width: int, *, threads: int | None = None, progress: bool = False
+) -> Iterator[Neighbours]:
+    """Those of the documents of one batch after the other.
 
     They do not depend on the number of threads: a search does not.
     """
@@ -39,7 +42,7 @@ def nearest(segment: Segment, width: int, *, threads: int | None = None, progres
             k = min(width + 1, n_documents)  # one more: most documents find themselves
             wanted = CANDIDATES_PER_NEIGHBOUR * k
             _, found, _ = searcher.pruned(_heads(segment, first, last), k, wanted, QUERY_MASS, threads)
-            yield _others(found, np.arange(first, last), width)
+            yield Neighbours(_others(found, np.arange(first, last), width))
             bar.update(last - first)
 
 
@@ -47,11 +50,8 @@ def _heads(segment: Segment, first: int, last: int) -> csr_array:
     """Documents ``first`` to ``last`` with their heaviest terms alone."""
     forward = segment.forward
     part = slice(int(forward.ptr[first]), int(forward.ptr[last]))
-    weights = forward.weights[part].astype(np.float32)
-    ptr, terms, weights = document_heads(
-        forward._replace(ptr=forward.ptr[first : last + 1] - part.start, terms=forward.terms[part], weights=weights),
-        QUERY_TERMS,
-    )
+    of_batch = Forward(forward.ptr[first : last + 1] - part.start, forward.terms[part], forward.weights[part])
+    ptr, terms, weights = document_heads(bits_of(of_batch), QUERY_TERMS)
     heads = csr_array((weights, terms.astype(np.int64), ptr), shape=(last - first, segment.vocabulary_size))
     heads.sort_indices()
     return heads

@@ -9,7 +9,6 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from lsr.index import build_kernels
 from lsr.index.segment import (
@@ -31,19 +30,6 @@ OverThreads = Callable[[Callable[[int], None], int, str], None]
 
 #: Bytes that a posting of each kind of list takes (a dense list: a document), and a pointer to a window.
 SHORT_POSTING, WINDOWED_POSTING, POINTER = 5, 3, 8
-
-
-class Inverted(NamedTuple):
-    """Postings by term, as the build of blocks needs them.
-
-    terms int64: the sorted used terms; ptr int64 (lists + 1); rows int32, ascending within a list;
-    weights float32.
-    """
-
-    terms: Array
-    ptr: Array
-    rows: Array
-    weights: Array
 
 
 class Counted(NamedTuple):
@@ -123,12 +109,12 @@ def list_bytes(layout: Layout, n_documents: int) -> Array:
     return np.select(of_kind, [padded(n_documents), windowed], SHORT_POSTING * length)
 
 
-def parts_of(layout: Layout, n_documents: int, room: int | None) -> list[slice]:
-    """The lists cut into parts of at most ``room`` bytes, as `list_bytes` (None: one part); none is split."""
-    n_lists = len(layout.length)
+def parts_of(sizes: Array, room: int | None) -> list[slice]:
+    """Lists of so many bytes cut into parts of at most ``room`` bytes (None: one part); none is split."""
+    n_lists = len(sizes)
     if room is None or n_lists == 0:
         return [slice(0, n_lists)]
-    taken = np.concatenate([[0], np.cumsum(list_bytes(layout, n_documents))])
+    taken = np.concatenate([[0], np.cumsum(sizes)])
     bounds = [0]
     while bounds[-1] < n_lists:
         fitting = int(np.searchsorted(taken, taken[bounds[-1]] + room, side="right")) - 1
@@ -156,7 +142,7 @@ def quantize_lists(
     n_documents = len(forward.ptr) - 1
     forward = bits_of(forward)
     whole = lay_out(counted.lengths, n_documents, dense_share)
-    for part in parts_of(whole, n_documents, room):
+    for part in parts_of(list_bytes(whole, n_documents), room):
         counts = counted.counts[:, part]
         here = lay_out(counts.sum(axis=0, dtype=np.int64), n_documents, dense_share)
         lists = _empty_lists(counted.terms[part], steps_of(counted.largest[part]), here, n_documents)
@@ -173,7 +159,7 @@ def _fill(
     lists: Lists, forward: Forward, vocabulary_size: int, bounds: list[int], cursors: Array,
     over_threads: OverThreads,
 ) -> None:  # fmt: skip
-    list_of = _numbered(lists.terms, vocabulary_size)
+    list_of = numbered(lists.terms, vocabulary_size)
 
     def work(i: int) -> None:
         build_kernels.fill_lists(
@@ -201,7 +187,7 @@ def _empty_lists(terms: Array, step: Array, layout: Layout, n_documents: int) ->
     )  # fmt: skip
 
 
-def _numbered(terms: Array, vocabulary_size: int) -> Array:
+def numbered(terms: Array, vocabulary_size: int) -> Array:
     """Each term's number among ``terms``, -1 for one that is not there: int32 (vocabulary)."""
     list_of = np.full(vocabulary_size, -1, dtype=np.int32)
     list_of[terms] = np.arange(len(terms), dtype=np.int32)
@@ -218,24 +204,3 @@ def one_by_one(work: Callable[[int], None], n_tasks: int, what: str) -> None:
     """`OverThreads` without threads."""
     for task in range(n_tasks):
         work(task)
-
-
-def invert(
-    vectors: csr_array, n_ranges: int = 1, over_threads: OverThreads = one_by_one, counted: Counted | None = None
-) -> Inverted:
-    """Sort the postings by term; within a list, rows ascend. ``counted``, if given, is of these documents."""
-    forward = Forward(vectors.indptr.astype(np.int64), vectors.indices, vectors.data)
-    vocabulary_size = int(vectors.shape[1])
-    counted = counted or count(forward, vocabulary_size, n_ranges, over_threads)
-    ptr = np.concatenate([[0], np.cumsum(counted.lengths)]).astype(np.int64)
-    cursors = ptr[:-1] + np.cumsum(counted.counts, axis=0, dtype=np.int64) - counted.counts
-    list_of = _numbered(counted.terms, vocabulary_size)
-    rows, weights = np.empty(ptr[-1], dtype=np.int32), np.empty(ptr[-1], dtype=np.float32)
-
-    def work(i: int) -> None:
-        build_kernels.fill_postings(
-            counted.bounds[i], counted.bounds[i + 1], *forward, list_of, cursors[i], rows, weights
-        )
-
-    over_threads(work, len(counted.bounds) - 1, "inverting")
-    return Inverted(counted.terms, ptr, rows, weights)

@@ -63,19 +63,6 @@ def _sort_hits(scores, rows, base, size):
 
 
 @kernel
-def _find(values, start, stop, wanted):
-    """Position of ``wanted`` in the sorted slice, or -1."""
-    low, high = start, stop
-    while low < high:
-        middle = (low + high) // 2
-        if values[middle] < wanted:
-            low = middle + 1
-        else:
-            high = middle
-    return low if low < stop and values[low] == wanted else -1
-
-
-@kernel
 def _score(row, forward_ptr, forward_terms, forward_weights, dense_query, in_query, places):
     """The score of one document: first, without a branch, which of its terms the query has."""
     start, stop = forward_ptr[row], forward_ptr[row + 1]
@@ -92,18 +79,11 @@ def _score(row, forward_ptr, forward_terms, forward_weights, dense_query, in_que
 
 
 @kernel
-def _spread(query_terms, query_weights, start, stop, dense_query, in_query):
-    """Lay a query out by term id."""
+def _spread(query_terms, query_weights, start, stop, dense_query, in_query, share):
+    """Lay a query out by term id; with a ``share`` of 0, clear what was laid out."""
     for q in range(start, stop):
-        dense_query[query_terms[q]] = query_weights[q]
-        in_query[query_terms[q]] = query_weights[q] > 0
-
-
-@kernel
-def _clear(query_terms, start, stop, dense_query, in_query):
-    for q in range(start, stop):
-        dense_query[query_terms[q]] = 0
-        in_query[query_terms[q]] = 0
+        dense_query[query_terms[q]] = share * query_weights[q]
+        in_query[query_terms[q]] = share * query_weights[q] > 0
 
 
 @kernel
@@ -115,19 +95,6 @@ def _fetch(row, forward_ptr, forward_terms, forward_weights):
 
 
 @kernel
-def _score_all(
-    forward_ptr, forward_terms, forward_weights, dense_query, in_query, places, k, hit_scores, hit_rows, base
-):  # fmt: skip
-    """Score every document; returns the number of hits. For queries too long for accumulators."""
-    size = 0
-    for row in range(len(forward_ptr) - 1):
-        score = _score(row, forward_ptr, forward_terms, forward_weights, dense_query, in_query, places)
-        if score > 0:
-            size = _offer(hit_scores, hit_rows, base, size, k, score, row)
-    return size
-
-
-@kernel
 def _score_rows(
     rows, bounds, n_rows, beyond, unit, rounding, forward_ptr, forward_terms, forward_weights,
     dense_query, in_query, places, k, hit_scores, hit_rows, base, n_hits,
@@ -136,6 +103,10 @@ def _score_rows(
 
     (bound + beyond) * unit + rounding is never below a document's score.
     """
+    for i in range(min(2 * AHEAD, n_rows)):
+        prefetch(forward_ptr, rows[i])
+    for i in range(min(AHEAD, n_rows)):
+        _fetch(rows[i], forward_ptr, forward_terms, forward_weights)
     for i in range(n_rows):
         if i + 2 * AHEAD < n_rows:
             prefetch(forward_ptr, rows[i + 2 * AHEAD])
@@ -162,14 +133,13 @@ def _score_rows(
 # B rises while documents are looked at: their bounds are counted in buckets, and `level` is the highest
 # bucket with k documents in it or above it. That costs less than a heap.
 
-MOST = 2**15 - 1  # of an accumulator: its highest bit is for comparing four at a time
-LANES = np.uint64(0x0001_0001_0001_0001)
-HIGH_BITS = np.uint64(0x8000_8000_8000_8000)
-BLOCK_WORDS = 16  # 64-bit words of accumulators looked at together: 64 documents
+MOST = 2**15 - 1  # of an accumulator
+BLOCK, PART = 256, 32  # documents looked at together, and, where one of these may be among the best
 LARGEST = np.float64(np.finfo(np.float32).max)
 SMALLEST = 2.0**-149  # above 0, of float32
 BUCKET = 4  # bits: bounds are counted in buckets of 16 units
 BUCKETS = 2 ** (15 - BUCKET)
+GROUP = 64  # documents: dense lists are padded to a multiple of so many
 LINE = 32  # 16-bit elements in a cache line
 AHEAD = 4  # documents between asking for one and scoring it
 CHUNK = 1024  # codes of a dense list added between asking for more
@@ -178,7 +148,7 @@ BYTES = 64  # in a cache line
 
 @kernel
 def _match(
-    query_terms, query_weights, start, stop, list_terms, list_step, list_length,
+    query_terms, query_weights, start, stop, list_starts, shift, list_terms, list_step, list_length,
     matched, multipliers, priorities, order,
 ):  # fmt: skip
     """Find the query's lists, scale their steps to accumulator units, and order them.
@@ -190,8 +160,10 @@ def _match(
     n = 0
     total = 0.0
     for q in range(start, stop):
-        listed = _find(list_terms, 0, len(list_terms), query_terms[q])
-        if listed >= 0:
+        listed, end = list_starts[query_terms[q] >> shift], list_starts[(query_terms[q] >> shift) + 1]
+        while listed < end and list_terms[listed] < query_terms[q]:
+            listed += 1
+        if listed < end and list_terms[listed] == query_terms[q]:
             most = np.float64(query_weights[q]) * np.float64(list_step[listed]) * 255
             matched[n] = listed
             multipliers[n] = most
@@ -213,27 +185,18 @@ def _match(
 
 @kernel
 def _sort_descending(values, order, size):
-    """Write positions to ``order``, the largest value first, ties by position: a heap sort."""
-    for position in range(size):
-        order[position] = position
-    for start in range(size // 2 - 1, -1, -1):
-        _sink(values, order, start, size)
-    for end in range(size - 1, 0, -1):
-        order[0], order[end] = order[end], order[0]
-        _sink(values, order, 0, end)
+    """Sort values, the largest first, ties by position, and write their positions to ``order``.
 
-
-@kernel
-def _sink(values, order, at, size):
-    while True:
-        worst = at
-        for child in range(2 * at + 1, min(2 * at + 3, size)):
-            if _better(values[order[worst]], order[worst], values[order[child]], order[child]):
-                worst = child
-        if worst == at:
-            return
-        order[at], order[worst] = order[worst], order[at]
-        at = worst
+    By insertion: for the dozens of lists that a query has, that takes a fraction of what a heap takes.
+    """
+    for i in range(size):
+        value, at = values[i], i
+        while at > 0 and values[at - 1] < value:
+            values[at] = values[at - 1]
+            order[at] = order[at - 1]
+            at -= 1
+        values[at] = value
+        order[at] = i
 
 
 @kernel
@@ -315,39 +278,62 @@ def _fetch_list(kind, place, window, first_row, dense_codes, window_ptr, window_
 
 
 @kernel
+def _largest(bounds):
+    most = np.uint16(0)
+    for d in range(len(bounds)):
+        most = max(most, bounds[d])
+    return np.int64(most)
+
+
+@kernel
+def _count(bucket, wanted, counts, level, above):
+    """Count a document; the level rises to the highest bucket with ``wanted`` documents in it or above it."""
+    counts[bucket] += 1
+    above += 1
+    while above - counts[level] >= wanted:
+        above -= counts[level]
+        level += 1
+    return level, above
+
+
+@kernel
 def _collect(
-    accumulator, words, n_words, first_row, wanted, slack, counts, level, above, found_bounds, found_rows, n_found
+    accumulator, documents, first_row, wanted, slack, counts, level, above, best, found_bounds, found_rows, n_found
 ):  # fmt: skip
     """Note the window's documents that may be among the best as found, and clear the accumulators.
 
-    ``counts`` holds the found documents by bucket, from ``level`` on exact; ``above`` those from there on.
-    Returns the new level, above and number of found documents, whose rows ascend.
+    The best of each block are counted first: they raise the level so far that few others are looked at.
+    ``counts`` holds the found documents by bucket, from ``level`` on exact; ``above`` those from there on; ``best`` is
+    scratch. Returns the new level, above and number of found documents, whose rows ascend.
     """
-    for begin in range(0, n_words, BLOCK_WORDS):
+    n_blocks = (documents + BLOCK - 1) // BLOCK
+    for b in range(n_blocks):
+        best[b] = _largest(accumulator[b * BLOCK : min((b + 1) * BLOCK, documents)])
+        if best[b] > 0 and best[b] >> BUCKET >= level:
+            level, above = _count(best[b] >> BUCKET, wanted, counts, level, above)
+    for b in range(n_blocks):
         threshold = max(np.int64(1), (level << BUCKET) - slack)
-        distance = np.uint64(MOST + 1 - threshold) * LANES
-        reached = np.uint64(0)
-        for w in range(begin, begin + BLOCK_WORDS):
-            reached |= words[w] + distance
-        if reached & HIGH_BITS:
-            for w in range(begin, begin + BLOCK_WORDS):
-                if (words[w] + distance) & HIGH_BITS == 0:
+        if best[b] < threshold:
+            continue
+        for begin in range(b * BLOCK, min((b + 1) * BLOCK, documents), PART):
+            bounds = accumulator[begin : min(begin + PART, documents)]
+            if _largest(bounds) < threshold:
+                continue
+            for d in range(len(bounds)):
+                bound = np.int64(bounds[d])
+                if bound < threshold:
                     continue
-                for d in range(4 * w, 4 * w + 4):
-                    bound = np.int64(accumulator[d])
-                    if bound >= threshold:
-                        found_bounds[n_found] = bound
-                        found_rows[n_found] = first_row + d
-                        n_found += 1
-                        if bound >> BUCKET >= level:
-                            counts[bound >> BUCKET] += 1
-                            above += 1
-                            while above - counts[level] >= wanted:
-                                above -= counts[level]
-                                level += 1
-                            threshold = max(np.int64(1), (level << BUCKET) - slack)
-        for w in range(begin, begin + BLOCK_WORDS):
-            words[w] = 0
+                found_bounds[n_found] = bound
+                found_rows[n_found] = first_row + begin + d
+                n_found += 1
+                if bound == best[b]:
+                    best[b] = -1  # counted, but once
+                elif bound >> BUCKET >= level:
+                    level, above = _count(bound >> BUCKET, wanted, counts, level, above)
+                    threshold = max(np.int64(1), (level << BUCKET) - slack)
+    window = accumulator[:documents]
+    for d in range(len(window)):
+        window[d] = 0
     return level, above, n_found
 
 
@@ -377,7 +363,7 @@ def _part(found_bounds, found_rows, n_found, level, room, lowest, top_bounds, to
 def _walk(
     matched, multipliers, order, walked, cursors,
     list_length, list_kind, list_place, dense_codes, window_ptr, window_rows, window_codes, short_rows, short_codes,
-    n_documents, accumulator, words, wanted, slack, counts, found_bounds, found_rows,
+    n_documents, accumulator, wanted, slack, counts, best, found_bounds, found_rows,
 ):  # fmt: skip
     """Walk the first ``walked`` lists, in order, window by window; returns as `_collect`."""
     window = len(accumulator)
@@ -388,7 +374,7 @@ def _walk(
     for w in range((n_documents + window - 1) // window):
         first_row = w * window
         documents = min(window, n_documents - first_row)
-        n_words = (documents + 4 * BLOCK_WORDS - 1) // (4 * BLOCK_WORDS) * BLOCK_WORDS
+        padded = (documents + GROUP - 1) // GROUP * GROUP
         for i in range(walked):
             if i + 1 < walked:
                 following = matched[order[i + 1]]
@@ -399,7 +385,7 @@ def _walk(
             listed, multiplier = matched[order[i]], multipliers[order[i]]
             place = list_place[listed]
             if list_kind[listed] == 2:
-                _add_dense(accumulator, 4 * n_words, dense_codes, place + first_row, multiplier)
+                _add_dense(accumulator, padded, dense_codes, place + first_row, multiplier)
             elif list_kind[listed] == 1:
                 begin, end = window_ptr[place + w], window_ptr[place + w + 1]
                 _add_window(accumulator, window_rows, window_codes, begin, end, multiplier)
@@ -409,7 +395,7 @@ def _walk(
                     accumulator, short_rows, short_codes, cursors[i], end, first_row, multiplier
                 )  # fmt: skip
         level, above, n_found = _collect(
-            accumulator, words, n_words, first_row, wanted, slack, counts, level, above,
+            accumulator, documents, first_row, wanted, slack, counts, level, above, best,
             found_bounds, found_rows, n_found,
         )  # fmt: skip
     return level, above, n_found
@@ -417,12 +403,11 @@ def _walk(
 
 @kernel
 def search_lists(
-    query_ptr, query_terms, query_weights, first, last,
+    query_ptr, query_terms, query_weights, first, last, list_starts, shift,
     list_terms, list_step, list_length, list_kind, list_place,
     dense_codes, window_ptr, window_rows, window_codes, short_rows, short_codes,
     forward_ptr, forward_terms, forward_weights,
-    accumulator, words, dense_query, in_query, places, matched, multipliers, priorities, order, cursors,
-    counts, top_bounds, top_rows, found_bounds, found_rows,
+    accumulator, dense_query, in_query, places, found_bounds, found_rows,
     candidates, mass, most_terms, most_found, k, hit_scores, hit_rows, hit_counts,
 ):  # fmt: skip
     """Top k of queries ``first`` to ``last`` through the inverted lists, term at a time.
@@ -430,16 +415,12 @@ def search_lists(
     Args:
         query_ptr, query_terms, query_weights: the queries as CSR (int64, int64, float32).
         first, last: the queries to answer.
+        list_starts, shift: the lists of terms t with t >> shift equal to i begin at list_starts[i].
         list_terms, …, short_codes: see `lsr.index.segment.Lists`.
         forward_ptr, forward_terms, forward_weights: the documents as CSR, 16-bit weights as uint16.
-        accumulator: scratch, uint16 zeros, one per document of a window; left zero. words: the same
-            memory as uint64.
+        accumulator: scratch, uint16 zeros, one per document of a window; left zero.
         dense_query, in_query: scratch, float32 and uint8 zeros (vocabulary,); left zero.
         places: scratch, uint32, one more than the longest document has terms.
-        matched, multipliers, priorities, order, cursors: scratch, int64, float64, float64, int64, int64,
-            as long as the longest query.
-        counts: scratch, int64 (BUCKETS,).
-        top_bounds, top_rows: scratch, int64 (max(k, candidates),).
         found_bounds, found_rows: scratch, int64 (documents,).
         candidates: 0 for exact search; else this many documents, those in the highest buckets of
             bounds (of equal buckets, the first), are scored. A query whose walked lists hold fewer is answered exactly.
@@ -448,21 +429,30 @@ def search_lists(
             than ``most_found``, it walks all lists.
         most_terms: a query with more is answered by scoring every document.
         k: hits wanted, at most the number of documents.
-        hit_scores, hit_rows, hit_counts: results of all queries: (n * k,), (n * k,), (n,).
+        hit_scores, hit_rows, hit_counts: results of all queries: (n * k,), (n * k,), (n,), padded with -inf and -1.
     """
     n_documents = len(forward_ptr) - 1
+    counts, best = np.empty(BUCKETS, dtype=np.int64), np.empty(len(accumulator) // BLOCK + 1, dtype=np.int64)
+    top_bounds, top_rows = np.empty(max(k, candidates), dtype=np.int64), np.empty(max(k, candidates), dtype=np.int64)
+    longest = 0
+    for query in range(first, last):
+        longest = max(longest, query_ptr[query + 1] - query_ptr[query])
+    matched, order, cursors = np.empty(longest, np.int64), np.empty(longest, np.int64), np.empty(longest, np.int64)
+    multipliers, priorities = np.empty(longest, dtype=np.float64), np.empty(longest, dtype=np.float64)
     for query in range(first, last):
         start, stop = query_ptr[query], query_ptr[query + 1]
         base = query * k
-        _spread(query_terms, query_weights, start, stop, dense_query, in_query)
+        _spread(query_terms, query_weights, start, stop, dense_query, in_query, np.float32(1))
         if stop - start > most_terms:
-            n_hits = _score_all(
-                forward_ptr, forward_terms, forward_weights, dense_query, in_query, places,
-                k, hit_scores, hit_rows, base,
+            for row in range(n_documents):
+                found_bounds[row], found_rows[row] = 0, row
+            n_hits = _score_rows(
+                found_rows, found_bounds, n_documents, 0, 0.0, LARGEST, forward_ptr, forward_terms, forward_weights,
+                dense_query, in_query, places, k, hit_scores, hit_rows, base, 0,
             )  # fmt: skip
         else:
             n, unit, slack = _match(
-                query_terms, query_weights, start, stop, list_terms, list_step, list_length,
+                query_terms, query_weights, start, stop, list_starts, shift, list_terms, list_step, list_length,
                 matched, multipliers, priorities, order,
             )  # fmt: skip
             exact = candidates == 0
@@ -473,7 +463,7 @@ def search_lists(
                 level, above, n_found = _walk(
                     matched, multipliers, order, walked, cursors, list_length, list_kind, list_place,
                     dense_codes, window_ptr, window_rows, window_codes, short_rows, short_codes,
-                    n_documents, accumulator, words, wanted, margin, counts, found_bounds, found_rows,
+                    n_documents, accumulator, wanted, margin, counts, best, found_bounds, found_rows,
                 )  # fmt: skip
                 lowest = max(np.int64(1), (level << BUCKET) - margin)
                 if exact and (walked == n or ((level << BUCKET) > margin and n_found <= most_found)):
@@ -495,6 +485,8 @@ def search_lists(
                     forward_ptr, forward_terms, forward_weights,
                     dense_query, in_query, places, k, hit_scores, hit_rows, base, n_hits,
                 )  # fmt: skip
-        _clear(query_terms, start, stop, dense_query, in_query)
+        _spread(query_terms, query_weights, start, stop, dense_query, in_query, np.float32(0))
         _sort_hits(hit_scores, hit_rows, base, n_hits)
         hit_counts[query] = n_hits
+        hit_scores[base + n_hits : base + k] = -np.inf
+        hit_rows[base + n_hits : base + k] = -1

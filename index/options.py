@@ -18,10 +18,12 @@ RECALL = 0.99
 
 WEIGHTS = ("auto", "float16", "float32")
 
+INTEGERS = (int, np.integer)
+
 
 def is_count(value: object) -> bool:
     """Whether a value is an integer of at least 1 (and no bool)."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) >= 1
+    return isinstance(value, INTEGERS) and not isinstance(value, bool) and int(value) >= 1
 
 
 def check_threads(threads: int | None) -> None:

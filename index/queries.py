@@ -17,6 +17,9 @@ from lsr.vectors import QueryVectors, SparseRows, as_query_vectors
 
 Array: TypeAlias = NDArray[Any]
 
+#: Whose arrays are taken as they are. A tuple: to make a union takes longer than to look.
+CSR = (SparseRows, csr_array)
+
 #: What `take_rows` is compiled for.
 TERM_DTYPES = (np.dtype(np.int32), np.dtype(np.int64))
 WEIGHT_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
@@ -32,9 +35,9 @@ def as_rows(queries: QueryVectors, vocabulary_size: int) -> SparseRows:
     if arrays is not None:
         indptr, terms, weights = arrays
         if terms.dtype in TERM_DTYPES and weights.dtype in WEIGHT_DTYPES and terms.shape == weights.shape:
-            rows = SparseRows.empty(len(indptr) - 1, len(terms), vocabulary_size)
-            if take_rows(indptr, terms, weights, vocabulary_size, rows.indptr, rows.indices, rows.data):
-                return rows
+            new = np.empty(len(indptr), np.int64), np.empty(len(terms), np.int64), np.empty(len(terms), np.float32)
+            if take_rows(indptr, terms, weights, vocabulary_size, *new):
+                return SparseRows(*new, vocabulary_size)
     return SparseRows.of(as_query_vectors(queries, vocabulary_size))
 
 
@@ -54,7 +57,7 @@ def as_sample(queries: "QueryVectors | None", vocabulary_size: int) -> SparseRow
 
 def _arrays_of(queries: Any, vocabulary_size: int) -> tuple[Array, Array, Array] | None:
     """Indptr, term ids and weights, unchecked; None of a form, or with a content, that is less simple."""
-    if isinstance(queries, SparseRows | csr_array):
+    if isinstance(queries, CSR):
         shape = queries.shape
         if len(shape) == 2 and shape[1] == vocabulary_size and len(queries.indptr) == shape[0] + 1:
             return queries.indptr, queries.indices, queries.data

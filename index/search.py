@@ -1,9 +1,10 @@
 """Calling the search kernels: queries over threads, each thread with scratch of its own."""
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +22,16 @@ MOST_QUERY_TERMS = 8_000
 EXACT_MASS = 0.985
 MOST_FOUND = 1_000
 
+#: The vocabulary has at most 2 to the power of so many parts, in which a query's lists are looked for.
+PART_BITS = 16
+
 #: Checked rows; csr_array rows are copied.
 Queries: TypeAlias = SparseRows | csr_array
 
-Found = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]
+Found: TypeAlias = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]
+
+#: Runs a kernel, with scratch, for the queries and their range, into the results.
+Work: TypeAlias = "Callable[[_Scratch, tuple[Any, ...], Found], None]"
 
 
 @dataclass
@@ -32,9 +39,7 @@ class _Scratch:
     """What a kernel call needs for itself; kept between calls, allocated when first needed."""
 
     arrays: dict[str, Array] = field(default_factory=dict)
-    _lists: tuple[Array, ...] | None = None
-    _longest: int = 1
-    _most: int = 1
+    _lists: tuple[Array, ...] = ()
 
     def zeros(self, name: str, length: int, dtype: type) -> Array:
         """A kept array of zeros, or of whatever the kernels left there."""
@@ -43,25 +48,14 @@ class _Scratch:
             array = self.arrays[name] = np.zeros(length, dtype=dtype)
         return array
 
-    def for_lists(self, segment: Segment, longest: int, most: int) -> tuple[Array, ...]:
-        """What `kernels.search_lists` needs for queries of ``longest`` terms, and ``most`` hits or candidates."""
-        if self._lists is None or longest > self._longest or most > self._most:
-            self._longest, self._most = max(longest, self._longest), max(most, self._most)
-            accumulator = self.zeros("accumulator", WINDOW, np.uint16)
+    def for_lists(self, segment: Segment) -> tuple[Array, ...]:
+        """What `kernels.search_lists` needs."""
+        if not self._lists:
             self._lists = (
-                accumulator,
-                accumulator.view(np.uint64),
+                self.zeros("accumulator", WINDOW, np.uint16),
                 self.zeros("dense_query", segment.vocabulary_size, np.float32),
                 self.zeros("in_query", segment.vocabulary_size, np.uint8),
                 self.zeros("places", segment.vocabulary_size + 1, np.uint32),
-                self.zeros("matched", self._longest, np.int64),
-                self.zeros("multipliers", self._longest, np.float64),
-                self.zeros("priorities", self._longest, np.float64),
-                self.zeros("order", self._longest, np.int64),
-                self.zeros("cursors", self._longest, np.int64),
-                self.zeros("counts", kernels.BUCKETS, np.int64),
-                self.zeros("top_bounds", self._most, np.int64),
-                self.zeros("top_rows", self._most, np.int64),
                 self.zeros("found_bounds", segment.n_documents, np.int64),
                 self.zeros("found_rows", segment.n_documents, np.int64),
             )
@@ -76,6 +70,7 @@ class Searcher:
         self._forward = bits_of(segment.forward)
         self._neighbours = np.zeros(0, np.int32) if segment.neighbours is None else segment.neighbours.rows
         self._most_blocks = 0 if segment.blocks is None else int(np.diff(segment.blocks.ptr).max(initial=0))
+        self._searched = *_starts(segment.lists.terms, segment.vocabulary_size), *segment.lists, *self._forward
         self._free: list[_Scratch] = []  # pop and append are atomic
 
     def exact(self, queries: Queries, k: int, threads: int | None = None) -> Found:
@@ -87,15 +82,9 @@ class Searcher:
         return self._lists(queries, k, min(max(candidates, k), self.segment.n_documents), query_mass, threads)
 
     def _lists(self, queries: Queries, k: int, candidates: int, mass: float, threads: int | None) -> Found:
-        segment = self.segment
-        longest = _longest(queries)
-
-        def work(
-            first: int, last: int, scratch: _Scratch, arguments: tuple[Array, ...], k: int, results: Found
-        ) -> None:
+        def work(scratch: _Scratch, arguments: tuple[Any, ...], results: Found) -> None:
             kernels.search_lists(
-                *arguments, first, last, *segment.lists, *self._forward,
-                *scratch.for_lists(segment, longest, max(k, candidates)),
+                *arguments, *self._searched, *scratch.for_lists(self.segment),
                 candidates, mass, MOST_QUERY_TERMS, MOST_FOUND + 10 * k, k, *results,
             )  # fmt: skip
 
@@ -122,11 +111,9 @@ class Searcher:
         cut, share = (longest, query_cut) if query_cut < 1 else (min(int(query_cut), longest), np.inf)
         most_blocks = cut * self._most_blocks
 
-        def work(
-            first: int, last: int, scratch: _Scratch, arguments: tuple[Array, ...], k: int, results: Found
-        ) -> None:
+        def work(scratch: _Scratch, arguments: tuple[Any, ...], results: Found) -> None:
             seismic_kernels.search_seismic(
-                *arguments, first, last, segment.lists.terms, *self._forward, *blocks, *summaries, self._neighbours,
+                *arguments, segment.lists.terms, *self._forward, *blocks, *summaries, self._neighbours,
                 scratch.zeros("dense_query", segment.vocabulary_size, np.float32),
                 scratch.zeros("in_query", segment.vocabulary_size, np.uint8),
                 scratch.zeros("places", segment.vocabulary_size + 1, np.uint32),
@@ -142,33 +129,37 @@ class Searcher:
 
         return self._run(work, queries, k, threads)
 
-    def _run(self, work, queries: Queries, k: int, threads: int | None) -> Found:  # type: ignore[no-untyped-def]
-        """Cut the queries into one range per thread and let ``work`` fill the results."""
+    def _run(self, work: Work, queries: Queries, k: int, threads: int | None) -> Found:
+        """Let ``work`` fill the results: on one thread at once, on several range by range."""
         given = queries if isinstance(queries, SparseRows) else SparseRows.of(queries)
-        arguments = given.indptr, given.indices, given.data
         n = len(given.indptr) - 1
-        scores, rows = np.empty(n * k, dtype=np.float32), np.empty(n * k, dtype=np.int64)
-        scores.fill(-np.inf)
-        rows.fill(-1)
-        counts = np.zeros(n, dtype=np.int64)
-        workers = 1 if n == 1 else max(1, min(threads or os.cpu_count() or 1, n))  # counting cores takes 10 µs
+        results = np.empty(n * k, dtype=np.float32), np.empty(n * k, dtype=np.int64), np.empty(n, dtype=np.int64)
 
         def task(first: int, last: int) -> None:
             try:
                 scratch = self._free.pop()
             except IndexError:
                 scratch = _Scratch()
-            work(first, last, scratch, arguments, k, (scores, rows, counts))
+            work(scratch, (given.indptr, given.indices, given.data, first, last), results)
             self._free.append(scratch)  # not given back after an error: its arrays may not be clean
 
-        if workers == 1:
+        workers = 1 if n == 1 or threads == 1 else min(threads or os.cpu_count() or 1, n)  # counting cores takes 10 µs
+        if workers < 2:
             task(0, n)
         else:
             parts = min(n, 4 * workers)  # smaller than a thread's share, so that none waits for the slowest
             bounds = np.linspace(0, n, parts + 1).astype(int).tolist()
             with ThreadPoolExecutor(workers) as pool:
                 list(pool.map(task, bounds[:-1], bounds[1:]))
+        scores, rows, counts = results
         return scores.reshape(n, k), rows.reshape(n, k), counts
+
+
+def _starts(terms: Array, vocabulary_size: int) -> tuple[Array, int]:
+    """Where the lists of each part of the vocabulary begin, and by how many bits a term is shifted to have its part."""
+    shift = max(0, (vocabulary_size - 1).bit_length() - PART_BITS)
+    parts = np.arange(((vocabulary_size - 1) >> shift) + 2, dtype=np.int64)
+    return np.searchsorted(terms, parts << shift), shift
 
 
 def _longest(queries: Queries) -> int:

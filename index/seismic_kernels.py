@@ -262,3 +262,5 @@ def search_seismic(
             dense_query[query_terms[q]] = 0
             in_query[query_terms[q]] = 0
         hit_counts[query] = size
+        hit_scores[base + size : base + k] = -np.inf
+        hit_rows[base + size : base + k] = -1

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
@@ -17,7 +19,7 @@ from strategies import ANY, sparse_matrices
 
 import lsr
 from lsr.errors import InputError
-from lsr.index import build, build_kernels, invert, segment
+from lsr.index import blocks, build, build_kernels, external_blocks, invert, prune, segment
 from lsr.index.build import build_segment, ranges_for
 from lsr.index.options import BuildOptions
 from lsr.index.segment import DENSE_LIST, WINDOWED_LIST, Lists, n_windows
@@ -91,21 +93,6 @@ def test_windows_begin_where_they_should_wherever_the_ranges_of_rows_do(threads)
     }
 
 
-@given(sparse_matrices(max_rows=30), st.integers(1, 4))
-def test_inversion_equals_its_twin(documents, n_ranges):
-    documents = check_vectors(documents)
-    inverted = invert.invert(documents, n_ranges)
-    forward = segment.Forward(documents.indptr.astype(np.int64), documents.indices, documents.data)
-    counted = invert.count(forward, documents.shape[1], n_ranges, invert.one_by_one)
-    again = invert.invert(documents, counted=counted)
-    assert all(np.array_equal(a, b) for a, b in zip(inverted, again, strict=True))
-    columns = documents.tocsc()
-    assert inverted.terms.tolist() == np.flatnonzero(np.diff(columns.indptr)).tolist()
-    assert inverted.ptr.tolist() == sorted(set(columns.indptr.tolist()) | {0})
-    assert inverted.rows.tolist() == columns.indices.tolist()
-    assert inverted.weights.tolist() == columns.data.tolist()
-
-
 @given(st.lists(st.one_of(ANY, st.floats(2**-30, 2.0**18, width=32), st.floats(width=16, min_value=2**-24))))
 def test_weights_are_kept_in_16_bits_where_none_changes(weights):
     weights = np.array(weights, dtype=np.float32)
@@ -148,12 +135,84 @@ def test_an_index_built_in_parts_is_the_same_byte_for_byte(tmp_path_factory, doc
     lsr.Index.open(folder / "parts.index", verify=True)
 
 
-def least_memory(documents: csr_array, folder: Path, options: BuildOptions) -> int:
-    """What the refusal of too little memory says."""
-    with pytest.raises(InputError, match="give at least") as refused:
-        lsr.Index.build(documents, path=folder / "none.index", options=options, max_memory=1)
-    assert not (folder / "none.index").exists()
-    return int(str(refused.value).rsplit(" ", 1)[1].replace(",", ""))
+BLOCKS = st.builds(
+    BuildOptions,
+    seismic=st.just(True),
+    weights=st.sampled_from(["auto", "float32"]),
+    n_postings=st.sampled_from([None, 1, 2, 4]),
+    posting_share=st.sampled_from([0.3, 1.0]),
+    max_fraction=st.sampled_from([0.5, 6.0]),
+    centroid_fraction=st.sampled_from([0.1, 0.5, 1.0]),
+    max_blocks=st.sampled_from([1, 3, 1_000]),
+    min_list_size=st.sampled_from([1, 2, 4]),
+    min_block_size=st.integers(1, 3),
+    summary_energy=st.sampled_from([0.2, 0.9, 1.0]),
+    neighbours=st.integers(0, 3),
+    seed=st.integers(0, 3),
+)
+
+
+@given(
+    sparse_matrices(max_rows=30, max_terms=20),
+    st.lists(st.integers(1, 30)),
+    st.sampled_from([None, 1, 500, 100_000]),
+    st.integers(1, 3),
+    BLOCKS,
+    st.sampled_from([8, 16, 10**6]),
+)
+@settings(max_examples=25)
+def test_blocks_built_in_parts_are_the_same_byte_for_byte(
+    tmp_path_factory, documents, cuts, more, threads, options, batch
+):
+    """However little memory, however many threads; few postings a task and few documents a batch."""
+    folder = tmp_path_factory.mktemp("parts")
+    lsr.Index.build(documents, path=folder / "whole.index", options=options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lsr.index.blocks.TASK_POSTINGS", 7)
+        patch.setattr("lsr.index.blocks.BATCH", batch)
+        patch.setattr("lsr.index.external_blocks.HISTOGRAM", 0)
+        memory = more and least_memory(documents, folder, options, threads) + more
+        lsr.Index.build(
+            iter(chunks_of(documents, cuts)), path=folder / "parts.index", options=options, threads=threads,
+            max_memory=memory,
+        )  # fmt: skip
+    assert arrays_of(folder / "parts.index") == arrays_of(folder / "whole.index")
+    lsr.Index.open(folder / "parts.index", verify=True)
+
+
+def test_the_lists_of_a_small_memory_are_many_parts():
+    """So that the test above is not one of a single part."""
+    documents = check_vectors(csr_array(np.tril(np.ones((40, 20), dtype=np.float32))))
+    options = BuildOptions(seismic=True)
+    forward = segment.Forward(documents.indptr.astype(np.int64), documents.indices, documents.data)
+    counted = invert.count(forward, 20, 1, invert.one_by_one)
+    kept = prune.choose(forward, 20, counted, options, invert.one_by_one)
+    with pytest.raises(InputError, match="for the blocks of 40 documents of 20 different terms: give at least") as no:
+        external_blocks.rooms_for_blocks(1, kept, forward, 20, options, 2)
+    least = int(str(no.value).rsplit(" ", 1)[1].replace(",", ""))
+    rooms = external_blocks.rooms_for_blocks(least, kept, forward, 20, options, 2)
+    heads = blocks.joined(blocks.heads_of(forward, options.centroid_terms))
+    work = forward, 20, counted, kept, heads, options
+    parts = [list(blocks.cluster(*work, room, invert.one_by_one)) for room in (None, 1_000, 1)]
+    assert [len(some) for some in parts] == [1, 20, 20]
+    assert rooms.threads == 1
+    assert rooms.cluster >= prune.KEPT_POSTING * 40
+    assert all(a.tolist() == b.tolist() for a, b in zip(blocks.joined(parts[0]), blocks.joined(parts[2]), strict=True))
+
+
+def least_memory(documents: csr_array, folder: Path, options: BuildOptions, threads: int | None = None) -> int:
+    """What the refusals of too little memory say: that of the lists, and then that of the blocks."""
+    least = 1
+    for _ in range(1 + options.seismic):
+        try:
+            lsr.Index.build(documents, path=folder / "none.index", options=options, max_memory=least, threads=threads)
+        except InputError as error:
+            assert not (folder / "none.index").exists()
+            least = int(re.fullmatch(r".*give at least ([\d,]+)", str(error))[1].replace(",", ""))
+        else:
+            shutil.rmtree(folder / "none.index")
+    assert least > 1
+    return least
 
 
 def test_few_bytes_mean_many_parts():
@@ -161,9 +220,9 @@ def test_few_bytes_mean_many_parts():
     layout = invert.lay_out(counts[0], 300, 0.9)
     sizes = invert.list_bytes(layout, 300)
     assert sizes.tolist() == [3 * count + 16 for count in counts[0]]
-    assert invert.parts_of(layout, 300, None) == [slice(0, 6)]
-    assert invert.parts_of(layout, 300, 1) == [slice(i, i + 1) for i in range(6)]
-    assert invert.parts_of(layout, 300, int(sizes[1])) == [slice(0, 1), slice(1, 2), slice(2, 6)]
+    assert invert.parts_of(sizes, None) == [slice(0, 6)]
+    assert invert.parts_of(sizes, 1) == [slice(i, i + 1) for i in range(6)]
+    assert invert.parts_of(sizes, int(sizes[1])) == [slice(0, 1), slice(1, 2), slice(2, 6)]
 
 
 def test_weights_that_need_32_bits_in_a_later_chunk_make_the_whole_file_32_bits(tmp_path):
@@ -213,14 +272,12 @@ def test_what_made_the_chunks_is_kept(tmp_path):
     assert index.search({1: 2.0}, 2)[0] == [("b", 2.0), ("e", 2.0)]
 
 
-def test_parts_need_a_path_and_no_blocks(tmp_path):
+def test_parts_need_a_path():
     documents = csr_array(np.eye(3, dtype=np.float32))
     with pytest.raises(InputError, match="need a path"):
         lsr.Index.build([documents])
     with pytest.raises(InputError, match="need a path"):
         lsr.Index.build(documents, max_memory="1GB")
-    with pytest.raises(InputError, match="Seismic's blocks are built in memory"):
-        lsr.Index.build(documents, path=tmp_path / "x", max_memory="1GB", options=BuildOptions(seismic=True))
 
 
 @pytest.mark.parametrize(
@@ -267,22 +324,24 @@ def chunk(seed):
     vectors.sum_duplicates()
     return vectors
 
-memory, path = int(sys.argv[1]), sys.argv[2]
-lsr.Index.build([chunk(0)], path=path, max_memory=memory).search({1: 1.0}, 1)  # compiles
+memory, path, options = int(sys.argv[1]), sys.argv[2], lsr.BuildOptions(seismic=sys.argv[3] == "seismic")
+lsr.Index.build([chunk(0)], path=path, max_memory=memory, options=options).search({1: 1.0}, 1)  # compiles
 tracemalloc.start()
 chunk(1)
 given = tracemalloc.get_traced_memory()[1]
 tracemalloc.reset_peak()
 before = tracemalloc.get_traced_memory()[0]
-index = lsr.Index.build(map(chunk, range(50)), path=path, max_memory=memory, overwrite=True, threads=2)
+index = lsr.Index.build(
+    map(chunk, range(50)), path=path, max_memory=memory, options=options, overwrite=True, threads=2
+)
 print(tracemalloc.get_traced_memory()[1] - before - given, sum(index.sizes().values()))
 """
 
 
 @pytest.mark.skipif("NUMBA_DISABLE_JIT" in os.environ, reason="50,000 documents are too many for plain Python")
-def test_the_memory_that_is_allowed_is_kept(tmp_path):
-    memory = 7_000_000
-    command = [sys.executable, "-c", MEASURE, str(memory), str(tmp_path / "x.index")]
+@pytest.mark.parametrize(("kind", "memory"), [("lists", 7_000_000), ("seismic", 25_000_000)])
+def test_the_memory_that_is_allowed_is_kept(tmp_path, kind, memory):
+    command = [sys.executable, "-c", MEASURE, str(memory), str(tmp_path / "x.index"), kind]
     peak, size = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
     print(peak, size)
     assert peak <= memory < size / 2
@@ -291,11 +350,12 @@ def test_the_memory_that_is_allowed_is_kept(tmp_path):
 TEXTS = [("1", "a posting is a document and a weight"), ("2", "a block is a part of a list"), ("3", "weights, again")]
 
 
-def test_a_retriever_built_in_parts_is_the_same(tmp_path, monkeypatch):
+@pytest.mark.parametrize("options", [BuildOptions(), BuildOptions(seismic=True, neighbours=1)])
+def test_a_retriever_built_in_parts_is_the_same(tmp_path, monkeypatch, options):
     monkeypatch.setattr("lsr.encoding.SHARD_DOCUMENTS", 2)
     documents = [lsr.Document(doc_id, text, f"title {doc_id}") for doc_id, text in TEXTS]
-    whole = lsr.Retriever.build(documents, lsr.Bm25(), tmp_path / "whole.index")
-    parts = lsr.Retriever.build(documents, lsr.Bm25(), tmp_path / "parts.index", max_memory="1MB")
+    whole = lsr.Retriever.build(documents, lsr.Bm25(), tmp_path / "whole.index", options=options)
+    parts = lsr.Retriever.build(documents, lsr.Bm25(), tmp_path / "parts.index", options=options, max_memory="2MB")
     assert arrays_of(tmp_path / "parts.index") == arrays_of(tmp_path / "whole.index")
     for name in ("titles", "texts"):
         for part in ("data", "offsets"):

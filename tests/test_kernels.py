@@ -1,5 +1,7 @@
 """Every kernel against its plain twin, and the postconditions of what the build makes."""
 
+from itertools import pairwise
+
 import numba
 import numpy as np
 import oracle
@@ -11,12 +13,12 @@ from strategies import ANY, collections, sparse_matrices
 
 from lsr.index import block_kernels, kernels
 from lsr.index.build import build_segment
-from lsr.index.invert import invert
+from lsr.index.invert import count, one_by_one
 from lsr.index.options import BuildOptions
-from lsr.index.prune import prune
+from lsr.index.prune import choose, collect
 from lsr.index.query_kernels import take_rows
 from lsr.index.search import Searcher
-from lsr.index.segment import DENSE_LIST, SHORT_LIST, WINDOW, WINDOWED_LIST, check_segment, n_windows, padded
+from lsr.index.segment import DENSE_LIST, SHORT_LIST, WINDOW, WINDOWED_LIST, Forward, check_segment, n_windows, padded
 from lsr.numba_support import half_to_float, kernel
 from lsr.vectors import SparseRows, check_vectors
 
@@ -52,8 +54,15 @@ def assert_found(searched, expected: list[oracle.Found]) -> None:
 DENSE_SHARES = st.sampled_from([0.01, 0.4, 2.0])
 
 
-@given(collections(), st.integers(1, 20), DENSE_SHARES, st.sampled_from([0.3, 0.9, 1.0]), st.sampled_from([0, 5, 100]))
-def test_exact_search_equals_its_twin(collection, k, dense_share, mass, most_found):
+@given(
+    collections(),
+    st.integers(1, 20),
+    DENSE_SHARES,
+    st.sampled_from([0.3, 0.9, 1.0]),
+    st.sampled_from([0, 5, 100]),
+    st.sampled_from([0, 1, 2, 16]),
+)
+def test_exact_search_equals_its_twin(collection, k, dense_share, mass, most_found, part_bits):
     documents, queries = collection
     k = min(k, documents.shape[0])
     segment = build_segment(check_vectors(documents), BuildOptions(dense_share=dense_share))
@@ -61,6 +70,7 @@ def test_exact_search_equals_its_twin(collection, k, dense_share, mass, most_fou
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lsr.index.search.EXACT_MASS", mass)
         patch.setattr("lsr.index.search.MOST_FOUND", most_found)
+        patch.setattr("lsr.index.search.PART_BITS", part_bits)
         assert_found(Searcher(segment).exact(check_vectors(queries), k), expected)
 
 
@@ -221,16 +231,29 @@ def test_document_heads_are_the_heaviest_terms(documents, width):
     st.sampled_from([0.1, 0.5, 1.0, 6.0]),
     st.sampled_from([0.2, 0.6, 1.0]),
     st.sampled_from([1, 2, 100]),
+    st.integers(1, 4),
+    st.sampled_from([None, 1, 100]),
+    st.booleans(),
 )
-def test_pruning_keeps_the_largest_postings(documents, n_postings, max_fraction, share, least):
+def test_pruning_keeps_the_largest_postings(documents, n_postings, max_fraction, share, least, n_ranges, room, halves):
     documents = check_vectors(documents)
-    lists = invert(documents)
+    if halves:
+        documents.data = documents.data.astype(np.float16).astype(np.float32)
+    weights = documents.data.astype(np.float16).view(np.uint16) if halves else documents.data
+    forward = Forward(documents.indptr.astype(np.int64), documents.indices, weights)
+    size = documents.shape[1]
+    counted = count(forward, size, n_ranges, one_by_one)
+    options = BuildOptions(n_postings=n_postings, max_fraction=max_fraction, posting_share=share)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lsr.index.prune.LEAST_POSTINGS", least)
-        ptr, rows = prune(lists, n_postings, max_fraction, share)
-    expected = oracle.pruned_lists(oracle.dense(documents), n_postings, max_fraction, share, least)
-    assert lists.terms.tolist() == list(expected)
-    assert [rows[ptr[i] : ptr[i + 1]].tolist() for i in range(len(ptr) - 1)] == list(expected.values())
+        kept = choose(forward, size, counted, options, one_by_one)
+    found = {}
+    for part, ptr, rows in collect(forward, size, counted, kept, room, one_by_one):
+        lists = [rows[first:last].tolist() for first, last in pairwise(ptr)]
+        found |= dict(zip(counted.terms[part].tolist(), lists, strict=True))
+        of_documents = [sum(int(np.diff(documents.indptr)[row]) for row in rows) for rows in lists]
+        assert all(sizes <= most for sizes, most in zip(of_documents, kept.beside[part], strict=True))
+    assert found == oracle.pruned_lists(oracle.dense(documents), n_postings, max_fraction, share, least)
 
 
 @given(sparse_matrices(max_rows=30), BUILDS)
@@ -287,7 +310,12 @@ def test_terms_are_narrow_only_where_the_vocabulary_allows(vocabulary_size):
 @given(sparse_matrices(max_rows=30), st.integers(1, 5))
 def test_build_does_not_depend_on_the_number_of_threads(documents, threads):
     documents = check_vectors(documents)
-    one, many = (build_segment(documents, BuildOptions(seismic=True), threads=n) for n in (1, threads))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lsr.index.build.ranges_for", lambda workers, *rest: workers)
+        patch.setattr("lsr.index.blocks.TASK_POSTINGS", 5)
+        one, many = (
+            build_segment(documents, BuildOptions(seismic=True, n_postings=2), threads=n) for n in (1, threads)
+        )
     for name, family in one.families().items():
         for a, b in zip(family, many.families()[name], strict=True):
             assert a.dtype == b.dtype
@@ -330,9 +358,49 @@ def test_contributions_are_rounded_up_by_vectors_and_one_by_one_alike(codes, len
     codes = np.resize(np.array(codes, dtype=np.uint8), length)
     expected = -(-codes.astype(np.int64) * multiplier // 256)
     sums = np.full(length + 5, 9, dtype=np.uint16)
-    kernels._add_dense(sums, length, np.concatenate([[7], codes, [7]]).astype(np.uint8), 1, float(multiplier))
+    dense = np.concatenate([[7], codes, [7]]).astype(np.uint8)
+    kernels._add_dense(sums, length, dense, 1, float(multiplier))
     assert sums.tolist() == [*(9 + expected), *[9] * 5]
     one_by_one = np.zeros(length, dtype=np.uint16)
     rows = np.arange(length, dtype=np.uint16)
     kernels._add_window(one_by_one, rows, codes, 0, length, float(multiplier))
     assert one_by_one.tolist() == expected.tolist()
+
+
+@given(st.lists(st.sampled_from([0.0, 0.5, 1.0, 1.5, 7.0]), max_size=30))
+def test_lists_are_ordered_by_value_ties_by_position(values):
+    order = np.zeros(len(values), dtype=np.int64)
+    kernels._sort_descending(np.array(values, dtype=np.float64), order, len(values))
+    assert order.tolist() == sorted(range(len(values)), key=lambda i: (-values[i], i))
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 40), min_size=1, max_size=600), min_size=1, max_size=3),
+    st.integers(1, 12),
+    st.sampled_from([0, 1, 16, 100, 1_000]),
+    st.sampled_from([1, 15, 700]),
+)
+@settings(max_examples=30)
+def test_collecting_finds_the_level_and_all_that_may_be_among_the_best(windows, wanted, slack, scale):
+    """The level is the highest bucket that so many documents reach, and nothing that may be as good is missed."""
+    accumulator = np.zeros(1_024, dtype=np.uint16)
+    counts, best = np.zeros(kernels.BUCKETS, dtype=np.int64), np.zeros(8, dtype=np.int64)
+    bounds, rows = np.zeros(2_000, dtype=np.int64), np.zeros(2_000, dtype=np.int64)
+    level, above, n_found, everything = 0, 0, 0, []
+    for window in windows:
+        accumulator[: len(window)] = scale * np.array(window)
+        level, above, n_found = kernels._collect(
+            accumulator, len(window), len(everything), wanted, slack, counts, level, above, best, bounds, rows, n_found
+        )
+        assert not accumulator.any()
+        everything += [scale * bound for bound in window]
+    buckets = [bound >> kernels.BUCKET for bound in everything if bound]
+    reached = [bucket for bucket in range(max(buckets, default=0) + 1) if sum(b >= bucket for b in buckets) >= wanted]
+    assert level == max(reached, default=0)
+    assert above == sum(bucket >= level for bucket in buckets)
+    assert counts[level] == buckets.count(level)
+    found = dict(zip(rows[:n_found].tolist(), bounds[:n_found].tolist(), strict=True))
+    assert list(found) == sorted(found)
+    assert all(everything[row] == bound for row, bound in found.items())
+    lowest = max(1, (level << kernels.BUCKET) - slack)
+    assert {row for row, bound in enumerate(everything) if bound >= lowest} <= set(found)

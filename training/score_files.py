@@ -81,6 +81,7 @@ def _read(path: Path, *, mmap_mode: Any) -> tuple[dict[str, str], Any]:
     """A score file's note, and its mapped scores."""
     note = path.with_suffix(".json")
     try:
-        return json.loads(note.read_text(encoding="utf-8")), np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+        said: dict[str, str] = json.loads(note.read_text(encoding="utf-8"))
+        return said, np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
     except ValueError as error:
         raise FormatError(f"{path} or {note.name} is damaged ({error}): delete both") from error
