@@ -69,6 +69,7 @@ def read_scores(tables: "Tables", name: str) -> NDArray[np.float32]:
     if not (path.is_file() and path.with_suffix(".json").is_file()):
         there = ", ".join(sorted(file.stem for file in folder.glob("*.npy"))) or "none"
         raise InputError(f"{path} is missing: give lsr distill a teacher of this name (scores there: {there})")
+    scores: NDArray[np.float32]
     note, scores = _read(path, mmap_mode="r")
     if note.get("rows") != rows_hash(tables) or scores.shape != tables.rows.candidates.shape:
         raise InputError(f"{path} holds scores of other rows than {tables.rows.path}: run lsr distill again")

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsr.bm25 import Bm25
+from lsr.checkpoint import PACKAGE, find_folder
 from lsr.encoder import Encoder
 from lsr.errors import FormatError, InputError
 from lsr.files import sha256_of
@@ -237,7 +238,7 @@ def load_teacher(
 
     Args:
         name: what score files call it.
-        spec: "bm25", fitted on the documents; a folder; or KIND:FOLDER (or hub id) with KIND one of
+        spec: "bm25", fitted on the documents; a folder; or KIND:FOLDER (or package:…, or hub id) with KIND one of
             sparse, cross, dense (a sentence-transformers folder), dense-cls, dense-mean, dense-cls-cosine,
             dense-mean-cosine (a plain transformer). Of a folder alone the kind is found out.
         queries: the table whose rows it will be asked with.
@@ -250,7 +251,11 @@ def load_teacher(
     """
     if spec == "bm25":
         return sparse_teacher(name, Bm25().fit(documents), queries, documents, cache)
-    kind, _, source = spec.partition(":") if spec.partition(":")[0] in KINDS else (_kind_of(Path(spec)), "", spec)
+    named = spec.partition(":")[0] in KINDS
+    kind, _, source = spec.partition(":") if named else ("", "", spec)
+    if source.startswith(PACKAGE):
+        source = str(find_folder(source))
+    kind = kind or _kind_of(Path(source))
     if kind == "sparse":
         return sparse_teacher(name, load_encoder(source, device=device), queries, documents, cache)
     if kind == "cross":
