@@ -27,7 +27,7 @@ from lsr.index.options import (
     is_count,
 )
 from lsr.index.planner import EXACT, Plan, Setting, fit_plan
-from lsr.index.queries import as_rows, as_sample
+from lsr.index.queries import as_rows, as_sample, is_plain_row
 from lsr.index.search import Searcher
 from lsr.index.segment import Segment
 from lsr.index.storage import Manifest, finish, open_index, write_index
@@ -222,19 +222,23 @@ class Index:
         check_search_options(k, exact, recall, candidates, query_mass, query_cut, heap_factor, neighbours)
         check_threads(threads)
         self._check_encoder(queries)
-        vectors = as_rows(queries, self.vocabulary_size)
-        if k > len(self):
-            message = f"k = {k:,} is more than the {len(self):,} documents: every query gets at most {len(self):,} hits"
-            warnings.warn(message, LsrWarning, stacklevel=2)
-        reach = min(k, len(self))
+        n = self.manifest.n_documents
+        reach = min(k, n)
         if candidates is not None or query_mass is not None:
             wanted = CANDIDATES_PER_HIT * reach if candidates is None else candidates
             mass = QUERY_MASS if query_mass is None else float(query_mass)
-            scores, rows, counts = self._searcher.pruned(vectors, reach, wanted, mass, threads)
+            setting = Setting("lists", {"candidates": wanted, "query_mass": mass})
         else:
             setting = self._setting(exact, recall, query_cut, heap_factor, neighbours)
-            scores, rows, counts = setting.run(self._searcher, vectors, reach, threads)
+        found = None
+        if setting.regime != "blocks" and is_plain_row(queries, self.manifest.vocabulary_size):
+            found = self._searcher.one(queries, reach, *setting.by_lists(self._searcher, reach))
+        if found is None:
+            found = setting.run(self._searcher, as_rows(queries, self.manifest.vocabulary_size), reach, threads)
+        scores, rows, counts = found
         if reach < k:
+            message = f"k = {k:,} is more than the {n:,} documents: every query gets at most {n:,} hits"
+            warnings.warn(message, LsrWarning, stacklevel=2)
             padding = ((0, 0), (0, k - reach))
             scores = np.pad(scores, padding, constant_values=-np.inf)
             rows = np.pad(rows, padding, constant_values=-1)
@@ -283,7 +287,7 @@ class Index:
         nothing = csr_array((1, self.vocabulary_size), dtype=np.float32)
         for query in (nothing, SparseRows.of(nothing), {0: 1.0}):
             as_rows(query, self.vocabulary_size)
-        self._searcher.exact(nothing, 1, 1)
+            self.search(query, 1, exact=True)
         if self._segment.blocks is not None:
             self._searcher.seismic(nothing, 1, QUERY_CUT, HEAP_FACTOR, 1)
 
@@ -360,9 +364,10 @@ def check_search_options(
     neighbours: int | None = None,
 ) -> None:
     """Refuse options of `Index.search` that are out of range, or of two ways to search."""
-    knobs_named = not (candidates is query_mass is query_cut is heap_factor is neighbours is None)
-    if type(k) is int and k > 0 and recall is None and not knobs_named:
-        return  # what is asked most is looked at no further
+    if type(k) is int and k > 0 and query_cut is heap_factor is neighbours is None:  # what is asked most, in short
+        ways = bool(exact) + (recall is not None) + (candidates is not None or query_mass is not None)
+        if ways < 2 and _is_share(recall) and _is_share(query_mass) and (candidates is None or is_count(candidates)):
+            return
     if not is_count(k):
         raise InputError(f"k must be an integer of at least 1: got {k!r}")
     by_lists = {"candidates": candidates, "query_mass": query_mass}
@@ -390,6 +395,11 @@ def check_search_options(
             raise InputError(f"{name} must be a number above 0 and at most 1: got {share!r}")
     if heap_factor is not None and not (_is_number(heap_factor) and 0 <= heap_factor <= 2):
         raise InputError(f"heap_factor must be a number from 0 (skip nothing) to 2: got {heap_factor!r}")
+
+
+def _is_share(value: float | None) -> bool:
+    """Whether it is None or, without a further look, a number above 0 and at most 1."""
+    return value is None or (type(value) is float and 0 < value <= 1)
 
 
 def _is_number(value: object) -> bool:

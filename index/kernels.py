@@ -1,13 +1,32 @@
-"""Exact search and search by lists, compiled. Arguments are contiguous 1-D arrays and scalars, checked by the callers.
+"""Exact search and search by lists, compiled. Arguments are contiguous 1-D arrays, alone or as the families of
+`lsr.index.segment`, and scalars, checked by the callers.
 
 A score is the float32 sum over the query's terms, in ascending order of term id, of query weight
 times document weight. Every path adds in that order, so that scores are equal to the last bit.
 Better means a larger score; of equal scores, the smaller row.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
-from lsr.numba_support import half_to_float, kernel, prefetch, product16
+from lsr.index.segment import DENSE_LIST, GROUP, WINDOWED_LIST, Array, Forward, Lists
+from lsr.numba_support import MASK, array_at, at_least, half_to_float, kernel, lowest_bit, prefetch, product16
+
+
+class Scratch(NamedTuple):
+    """What `search_lists` needs for itself: zeros, and left as zeros, but for the last three.
+
+    accumulator uint16, one per document of a window; dense_query float32 and in_query uint8, one per term;
+    places uint32, one more than the longest document has terms; found_bounds and found_rows int64, one per document.
+    """
+
+    accumulator: Array
+    dense_query: Array
+    in_query: Array
+    places: Array
+    found_bounds: Array
+    found_rows: Array
 
 
 @kernel
@@ -63,10 +82,11 @@ def _sort_hits(scores, rows, base, size):
 
 
 @kernel
-def _score(row, forward_ptr, forward_terms, forward_weights, dense_query, in_query, places):
+def _score(row, forward, scratch):
     """The score of one document: first, without a branch, which of its terms the query has."""
-    start, stop = forward_ptr[row], forward_ptr[row + 1]
-    terms, weights = forward_terms[start:stop], forward_weights[start:stop]  # slices: no negative positions
+    start, stop = forward.ptr[row], forward.ptr[row + 1]
+    terms, weights = forward.terms[start:stop], forward.weights[start:stop]  # slices: no negative positions
+    dense_query, in_query, places = scratch.dense_query, scratch.in_query, scratch.places
     n = np.uintp(0)
     for f in range(len(terms)):
         places[n] = f
@@ -79,43 +99,40 @@ def _score(row, forward_ptr, forward_terms, forward_weights, dense_query, in_que
 
 
 @kernel
-def _spread(query_terms, query_weights, start, stop, dense_query, in_query, share):
+def _spread(query_terms, query_weights, start, stop, scratch, share):
     """Lay a query out by term id; with a ``share`` of 0, clear what was laid out."""
     for q in range(start, stop):
-        dense_query[query_terms[q]] = share * query_weights[q]
-        in_query[query_terms[q]] = share * query_weights[q] > 0
+        scratch.dense_query[query_terms[q]] = share * query_weights[q]
+        scratch.in_query[query_terms[q]] = share * query_weights[q] > 0
 
 
 @kernel
-def _fetch(row, forward_ptr, forward_terms, forward_weights):
+def _fetch(row, forward):
     """Ask for a document's terms and weights before they are needed, a cache line at a time."""
-    for f in range(forward_ptr[row], forward_ptr[row + 1], LINE):
-        prefetch(forward_terms, f)
-        prefetch(forward_weights, f)
+    for f in range(forward.ptr[row], forward.ptr[row + 1], LINE):
+        prefetch(forward.terms, f)
+        prefetch(forward.weights, f)
 
 
 @kernel
-def _score_rows(
-    rows, bounds, n_rows, beyond, unit, rounding, forward_ptr, forward_terms, forward_weights,
-    dense_query, in_query, places, k, hit_scores, hit_rows, base, n_hits,
-):  # fmt: skip
+def _score_rows(rows, bounds, n_rows, beyond, unit, rounding, forward, scratch, k, hit_scores, hit_rows, base, n_hits):
     """Score the documents that can still be among the k best; returns the number of hits.
 
     (bound + beyond) * unit + rounding is never below a document's score.
     """
     for i in range(min(2 * AHEAD, n_rows)):
-        prefetch(forward_ptr, rows[i])
+        prefetch(forward.ptr, rows[i])
     for i in range(min(AHEAD, n_rows)):
-        _fetch(rows[i], forward_ptr, forward_terms, forward_weights)
+        _fetch(rows[i], forward)
     for i in range(n_rows):
         if i + 2 * AHEAD < n_rows:
-            prefetch(forward_ptr, rows[i + 2 * AHEAD])
+            prefetch(forward.ptr, rows[i + 2 * AHEAD])
         if i + AHEAD < n_rows:
-            _fetch(rows[i + AHEAD], forward_ptr, forward_terms, forward_weights)
+            _fetch(rows[i + AHEAD], forward)
         most = (bounds[i] + beyond) * unit + rounding
         if n_hits == k and most < min(np.float64(hit_scores[base]), LARGEST):
             continue
-        score = _score(rows[i], forward_ptr, forward_terms, forward_weights, dense_query, in_query, places)
+        score = _score(rows[i], forward, scratch)
         if score > 0:
             n_hits = _offer(hit_scores, hit_rows, base, n_hits, k, score, rows[i])
     return n_hits
@@ -134,13 +151,13 @@ def _score_rows(
 # bucket with k documents in it or above it. That costs less than a heap.
 
 MOST = 2**15 - 1  # of an accumulator
-BLOCK, PART = 256, 32  # documents looked at together, and, where one of these may be among the best
+BLOCK = 256  # documents looked at together
 LARGEST = np.float64(np.finfo(np.float32).max)
 SMALLEST = 2.0**-149  # above 0, of float32
 BUCKET = 4  # bits: bounds are counted in buckets of 16 units
 BUCKETS = 2 ** (15 - BUCKET)
-GROUP = 64  # documents: dense lists are padded to a multiple of so many
 LINE = 32  # 16-bit elements in a cache line
+REACH = 3  # documents whose bounds are refined by the dense lists that were not walked, for each that is scored
 AHEAD = 4  # documents between asking for one and scoring it
 CHUNK = 1024  # codes of a dense list added between asking for more
 BYTES = 64  # in a cache line
@@ -148,8 +165,7 @@ BYTES = 64  # in a cache line
 
 @kernel
 def _match(
-    query_terms, query_weights, start, stop, list_starts, shift, list_terms, list_step, list_length,
-    matched, multipliers, priorities, order,
+    query_terms, query_weights, start, stop, list_starts, shift, lists, matched, multipliers, priorities, order
 ):  # fmt: skip
     """Find the query's lists, scale their steps to accumulator units, and order them.
 
@@ -161,13 +177,13 @@ def _match(
     total = 0.0
     for q in range(start, stop):
         listed, end = list_starts[query_terms[q] >> shift], list_starts[(query_terms[q] >> shift) + 1]
-        while listed < end and list_terms[listed] < query_terms[q]:
+        while listed < end and lists.terms[listed] < query_terms[q]:
             listed += 1
-        if listed < end and list_terms[listed] == query_terms[q]:
-            most = np.float64(query_weights[q]) * np.float64(list_step[listed]) * 255
+        if listed < end and lists.terms[listed] == query_terms[q]:
+            most = np.float64(query_weights[q]) * np.float64(lists.step[listed]) * 255
             matched[n] = listed
             multipliers[n] = most
-            priorities[n] = most / np.sqrt(np.float64(list_length[listed]))
+            priorities[n] = most / np.sqrt(np.float64(lists.length[listed]))
             total += most
             n += 1
     if n == 0:
@@ -212,8 +228,23 @@ def _share(multipliers, order, n, mass):
         walked += 1
     beyond = np.int64(0)
     for i in range(walked, n):
-        beyond += np.int64(multipliers[order[i]]) * 255 // 256 + 1
+        beyond += _most(multipliers[order[i]])
     return walked, beyond
+
+
+@kernel
+def _any_dense(matched, order, walked, n, lists):
+    """Whether there is a dense list among those that are not walked."""
+    found = False
+    for i in range(walked, n):
+        found |= lists.kind[matched[order[i]]] == DENSE_LIST
+    return found
+
+
+@kernel
+def _most(multiplier):
+    """What a list can add to a bound."""
+    return np.int64(multiplier) * 255 // 256 + 1
 
 
 @kernel
@@ -266,15 +297,16 @@ def _fetch_bytes(codes, begin, size):
 
 
 @kernel
-def _fetch_list(kind, place, window, first_row, dense_codes, window_ptr, window_rows, window_codes):
+def _fetch_list(listed, window, first_row, lists):
     """Ask for a list's part in a window while the list before it is added: of a dense one, for its begin."""
-    if kind == 2:
-        _fetch_bytes(dense_codes, place + first_row, 4 * CHUNK)
-    elif kind == 1:
-        begin, end = window_ptr[place + window], window_ptr[place + window + 1]
-        _fetch_bytes(window_codes, begin, end - begin)
+    place = lists.place[listed]
+    if lists.kind[listed] == DENSE_LIST:
+        _fetch_bytes(lists.dense_codes, place + first_row, 4 * CHUNK)
+    elif lists.kind[listed] == WINDOWED_LIST:
+        begin, end = lists.window_ptr[place + window], lists.window_ptr[place + window + 1]
+        _fetch_bytes(lists.window_codes, begin, end - begin)
         for p in range(begin, end, LINE):
-            prefetch(window_rows, p)
+            prefetch(lists.window_rows, p)
 
 
 @kernel
@@ -315,16 +347,16 @@ def _collect(
         threshold = max(np.int64(1), (level << BUCKET) - slack)
         if best[b] < threshold:
             continue
-        for begin in range(b * BLOCK, min((b + 1) * BLOCK, documents), PART):
-            bounds = accumulator[begin : min(begin + PART, documents)]
-            if _largest(bounds) < threshold:
-                continue
-            for d in range(len(bounds)):
-                bound = np.int64(bounds[d])
+        for begin in range(b * BLOCK, min((b + 1) * BLOCK, documents), MASK):
+            mask = at_least(accumulator, begin, np.uint16(threshold))
+            while mask:
+                d = begin + lowest_bit(mask)
+                mask &= mask - 1
+                bound = np.int64(accumulator[d])
                 if bound < threshold:
                     continue
                 found_bounds[n_found] = bound
-                found_rows[n_found] = first_row + begin + d
+                found_rows[n_found] = first_row + d
                 n_found += 1
                 if bound == best[b]:
                     best[b] = -1  # counted, but once
@@ -360,40 +392,64 @@ def _part(found_bounds, found_rows, n_found, level, room, lowest, top_bounds, to
 
 
 @kernel
+def _rank(bounds, rows, n, wanted, counts):
+    """Keep the ``wanted`` best of n candidates, in place: those of the highest buckets, of equal ones the first."""
+    counts[:] = 0
+    level, above = np.int64(0), np.int64(0)
+    for i in range(n):
+        if bounds[i] >> BUCKET >= level:
+            level, above = _count(bounds[i] >> BUCKET, wanted, counts, level, above)
+    return _part(bounds, rows, n, level, wanted - above + counts[level], MOST + 1, bounds, rows)[0]
+
+
+@kernel
+def _refine(bounds, rows, n, matched, multipliers, order, walked, n_lists, lists):
+    """Add to candidates' bounds what the dense lists hold of them that were not walked: a code is found by its row.
+
+    Returns what the lists can add that are left.
+    """
+    beyond = np.int64(0)
+    for i in range(walked, n_lists):
+        listed, multiplier = matched[order[i]], multipliers[order[i]]
+        if lists.kind[listed] == DENSE_LIST:
+            place, factor = lists.place[listed], np.uint32(multiplier)
+            for c in range(n):
+                bounds[c] += np.int64(_contribution(lists.dense_codes[place + rows[c]], factor))
+        else:
+            beyond += _most(multiplier)
+    return beyond
+
+
+@kernel
 def _walk(
-    matched, multipliers, order, walked, cursors,
-    list_length, list_kind, list_place, dense_codes, window_ptr, window_rows, window_codes, short_rows, short_codes,
-    n_documents, accumulator, wanted, slack, counts, best, found_bounds, found_rows,
+    matched, multipliers, order, walked, cursors, lists, n_documents, accumulator,
+    wanted, slack, counts, best, found_bounds, found_rows,
 ):  # fmt: skip
     """Walk the first ``walked`` lists, in order, window by window; returns as `_collect`."""
     window = len(accumulator)
     level, above, n_found = np.int64(0), np.int64(0), 0
     counts[:] = 0
     for i in range(walked):
-        cursors[i] = list_place[matched[order[i]]]
+        cursors[i] = lists.place[matched[order[i]]]
     for w in range((n_documents + window - 1) // window):
         first_row = w * window
         documents = min(window, n_documents - first_row)
         padded = (documents + GROUP - 1) // GROUP * GROUP
         for i in range(walked):
             if i + 1 < walked:
-                following = matched[order[i + 1]]
-                _fetch_list(
-                    list_kind[following], list_place[following], w, first_row,
-                    dense_codes, window_ptr, window_rows, window_codes,
-                )  # fmt: skip
+                _fetch_list(matched[order[i + 1]], w, first_row, lists)
             listed, multiplier = matched[order[i]], multipliers[order[i]]
-            place = list_place[listed]
-            if list_kind[listed] == 2:
-                _add_dense(accumulator, padded, dense_codes, place + first_row, multiplier)
-            elif list_kind[listed] == 1:
-                begin, end = window_ptr[place + w], window_ptr[place + w + 1]
-                _add_window(accumulator, window_rows, window_codes, begin, end, multiplier)
+            place = lists.place[listed]
+            if lists.kind[listed] == DENSE_LIST:
+                _add_dense(accumulator, padded, lists.dense_codes, place + first_row, multiplier)
+            elif lists.kind[listed] == WINDOWED_LIST:
+                begin, end = lists.window_ptr[place + w], lists.window_ptr[place + w + 1]
+                _add_window(accumulator, lists.window_rows, lists.window_codes, begin, end, multiplier)
             else:
-                end = place + list_length[listed]
+                end = place + lists.length[listed]
                 cursors[i] = _add_short(
-                    accumulator, short_rows, short_codes, cursors[i], end, first_row, multiplier
-                )  # fmt: skip
+                    accumulator, lists.short_rows, lists.short_codes, cursors[i], end, first_row, multiplier
+                )
         level, above, n_found = _collect(
             accumulator, documents, first_row, wanted, slack, counts, level, above, best,
             found_bounds, found_rows, n_found,
@@ -403,90 +459,142 @@ def _walk(
 
 @kernel
 def search_lists(
-    query_ptr, query_terms, query_weights, first, last, list_starts, shift,
-    list_terms, list_step, list_length, list_kind, list_place,
-    dense_codes, window_ptr, window_rows, window_codes, short_rows, short_codes,
-    forward_ptr, forward_terms, forward_weights,
-    accumulator, dense_query, in_query, places, found_bounds, found_rows,
+    query_ptr, query_terms, query_weights, list_starts, shift, lists, forward, scratch,
     candidates, mass, most_terms, most_found, k, hit_scores, hit_rows, hit_counts,
 ):  # fmt: skip
-    """Top k of queries ``first`` to ``last`` through the inverted lists, term at a time.
+    """Top k of n queries through the inverted lists, term at a time.
 
     Args:
         query_ptr, query_terms, query_weights: the queries as CSR (int64, int64, float32).
-        first, last: the queries to answer.
         list_starts, shift: the lists of terms t with t >> shift equal to i begin at list_starts[i].
-        list_terms, …, short_codes: see `lsr.index.segment.Lists`.
-        forward_ptr, forward_terms, forward_weights: the documents as CSR, 16-bit weights as uint16.
-        accumulator: scratch, uint16 zeros, one per document of a window; left zero.
-        dense_query, in_query: scratch, float32 and uint8 zeros (vocabulary,); left zero.
-        places: scratch, uint32, one more than the longest document has terms.
-        found_bounds, found_rows: scratch, int64 (documents,).
+        lists, forward: see `lsr.index.segment`; 16-bit weights as uint16.
+        scratch: see `Scratch`.
         candidates: 0 for exact search; else this many documents, those in the highest buckets of
             bounds (of equal buckets, the first), are scored. A query whose walked lists hold fewer is answered exactly.
         mass: share of what the query's lists can add to a score that the walked ones must hold. Exact
             search makes up for the others by scoring more documents, and where those would be more
-            than ``most_found``, it walks all lists.
+            than ``most_found``, it walks all lists. Search by lists looks up what the dense ones of them hold of
+            `REACH` times as many documents as it scores.
         most_terms: a query with more is answered by scoring every document.
         k: hits wanted, at most the number of documents.
         hit_scores, hit_rows, hit_counts: results of all queries: (n * k,), (n * k,), (n,), padded with -inf and -1.
     """
-    n_documents = len(forward_ptr) - 1
-    counts, best = np.empty(BUCKETS, dtype=np.int64), np.empty(len(accumulator) // BLOCK + 1, dtype=np.int64)
-    top_bounds, top_rows = np.empty(max(k, candidates), dtype=np.int64), np.empty(max(k, candidates), dtype=np.int64)
+    n_documents, room = len(forward.ptr) - 1, max(k, REACH * candidates)
+    counts, best = np.empty(BUCKETS, np.int64), np.empty(len(scratch.accumulator) // BLOCK + 1, np.int64)
+    top_bounds, top_rows = np.empty(room, np.int64), np.empty(room, np.int64)
+    found_bounds, found_rows = scratch.found_bounds, scratch.found_rows
     longest = 0
-    for query in range(first, last):
+    for query in range(len(query_ptr) - 1):
         longest = max(longest, query_ptr[query + 1] - query_ptr[query])
     matched, order, cursors = np.empty(longest, np.int64), np.empty(longest, np.int64), np.empty(longest, np.int64)
-    multipliers, priorities = np.empty(longest, dtype=np.float64), np.empty(longest, dtype=np.float64)
-    for query in range(first, last):
+    multipliers, priorities = np.empty(longest, np.float64), np.empty(longest, np.float64)
+    for query in range(len(query_ptr) - 1):
         start, stop = query_ptr[query], query_ptr[query + 1]
         base = query * k
-        _spread(query_terms, query_weights, start, stop, dense_query, in_query, np.float32(1))
+        _spread(query_terms, query_weights, start, stop, scratch, np.float32(1))
         if stop - start > most_terms:
             for row in range(n_documents):
                 found_bounds[row], found_rows[row] = 0, row
             n_hits = _score_rows(
-                found_rows, found_bounds, n_documents, 0, 0.0, LARGEST, forward_ptr, forward_terms, forward_weights,
-                dense_query, in_query, places, k, hit_scores, hit_rows, base, 0,
+                found_rows, found_bounds, n_documents, 0, 0.0, LARGEST, forward, scratch,
+                k, hit_scores, hit_rows, base, 0,
             )  # fmt: skip
         else:
             n, unit, slack = _match(
-                query_terms, query_weights, start, stop, list_starts, shift, list_terms, list_step, list_length,
+                query_terms, query_weights, start, stop, list_starts, shift, lists,
                 matched, multipliers, priorities, order,
             )  # fmt: skip
             exact = candidates == 0
             walked, beyond = _share(multipliers, order, n, mass)
+            reach = REACH * candidates if _any_dense(matched, order, walked, n, lists) else candidates
             while True:
-                wanted = k if exact else candidates
+                wanted = k if exact else reach
                 margin = slack + beyond if exact else np.int64(0)
                 level, above, n_found = _walk(
-                    matched, multipliers, order, walked, cursors, list_length, list_kind, list_place,
-                    dense_codes, window_ptr, window_rows, window_codes, short_rows, short_codes,
-                    n_documents, accumulator, wanted, margin, counts, best, found_bounds, found_rows,
+                    matched, multipliers, order, walked, cursors, lists, n_documents, scratch.accumulator,
+                    wanted, margin, counts, best, found_bounds, found_rows,
                 )  # fmt: skip
                 lowest = max(np.int64(1), (level << BUCKET) - margin)
                 if exact and (walked == n or ((level << BUCKET) > margin and n_found <= most_found)):
                     break
-                if not exact and above >= wanted:
+                if not exact and above >= candidates:
                     break
                 exact, walked, beyond = True, n, np.int64(0)  # too many, or too few, by these lists alone
             # float32's own rounding may lift a sum of n products above its bound
             lifted, rounding = unit * (1 + (n + 2) * 2.0**-23), n * SMALLEST
             room = wanted - above + counts[level]
             n_top, n_found = _part(found_bounds, found_rows, n_found, level, room, lowest, top_bounds, top_rows)
+            if not exact and reach > candidates:
+                beyond = _refine(top_bounds, top_rows, n_top, matched, multipliers, order, walked, n, lists)
+                n_top = _rank(top_bounds, top_rows, n_top, candidates, counts)
             n_hits = _score_rows(
-                top_rows, top_bounds, n_top, beyond, lifted, rounding, forward_ptr, forward_terms, forward_weights,
-                dense_query, in_query, places, k, hit_scores, hit_rows, base, 0,
+                top_rows, top_bounds, n_top, beyond, lifted, rounding, forward, scratch,
+                k, hit_scores, hit_rows, base, 0,
             )  # fmt: skip
             if exact:
                 n_hits = _score_rows(
-                    found_rows, found_bounds, n_found, beyond, lifted, rounding,
-                    forward_ptr, forward_terms, forward_weights,
-                    dense_query, in_query, places, k, hit_scores, hit_rows, base, n_hits,
+                    found_rows, found_bounds, n_found, beyond, lifted, rounding, forward, scratch,
+                    k, hit_scores, hit_rows, base, n_hits,
                 )  # fmt: skip
-        _spread(query_terms, query_weights, start, stop, dense_query, in_query, np.float32(0))
+        _spread(query_terms, query_weights, start, stop, scratch, np.float32(0))
         _sort_hits(hit_scores, hit_rows, base, n_hits)
         hit_counts[query] = n_hits
         hit_scores[base + n_hits : base + k] = -np.inf
         hit_rows[base + n_hits : base + k] = -1
+
+
+# --- from Python in one call -----------------------------------------------------------------------
+
+
+@kernel
+def take_rows(indptr, terms, weights, vocabulary_size, new_indptr, new_terms, new_weights):
+    """Copy CSR rows that are as `lsr.vectors.check_vectors` returns them, without a zero; False if they are not."""
+    if len(indptr) == 0 or indptr[0] != 0 or indptr[-1] != len(terms) or len(terms) != len(weights):
+        return False
+    new_indptr[0] = 0
+    for row in range(len(indptr) - 1):
+        start, stop = indptr[row], indptr[row + 1]
+        if stop < start or stop > len(terms):
+            return False
+        last = np.int64(-1)
+        for p in range(start, stop):
+            if terms[p] <= last or terms[p] >= vocabulary_size or not (0 < weights[p] <= LARGEST):
+                return False
+            last = np.int64(terms[p])
+            new_terms[p] = last
+            new_weights[p] = weights[p]
+            if new_weights[p] == 0:  # a float64 too small for float32
+                return False
+        new_indptr[row + 1] = stop
+    return True
+
+
+@kernel
+def answer(
+    indptr, terms, weights, addresses, shift, forward_terms, forward_weights,
+    candidates, mass, most_terms, most_found, k, hit_scores, hit_rows, hit_counts,
+):  # fmt: skip
+    """`take_rows`, then `search_lists` if the rows are as they should be; returns whether they are.
+
+    Numba looks at each array that it is given from Python: thirty of them take longer than a short search. Those that
+    stay come in one, by their addresses: list_starts, those of `Lists`, forward.ptr and those of `Scratch`.
+    """
+    lists = Lists(
+        array_at(addresses, 1, np.int64), array_at(addresses, 2, np.float32), array_at(addresses, 3, np.int32),
+        array_at(addresses, 4, np.uint8), array_at(addresses, 5, np.int64), array_at(addresses, 6, np.uint8),
+        array_at(addresses, 7, np.int64), array_at(addresses, 8, np.uint16), array_at(addresses, 9, np.uint8),
+        array_at(addresses, 10, np.uint32), array_at(addresses, 11, np.uint8),
+    )  # fmt: skip
+    forward = Forward(array_at(addresses, 12, np.int64), forward_terms, forward_weights)
+    scratch = Scratch(
+        array_at(addresses, 13, np.uint16), array_at(addresses, 14, np.float32), array_at(addresses, 15, np.uint8),
+        array_at(addresses, 16, np.uint32), array_at(addresses, 17, np.int64), array_at(addresses, 18, np.int64),
+    )  # fmt: skip
+    rows = np.empty(len(indptr), np.int64), np.empty(len(terms), np.int64), np.empty(len(terms), np.float32)
+    if not take_rows(indptr, terms, weights, len(scratch.dense_query), rows[0], rows[1], rows[2]):
+        return False
+    search_lists(
+        rows[0], rows[1], rows[2], array_at(addresses, 0, np.int64), shift, lists, forward, scratch,
+        candidates, mass, most_terms, most_found, k, hit_scores, hit_rows, hit_counts,
+    )  # fmt: skip
+    return True

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from lsr.errors import InputError
-from lsr.index.query_kernels import take_rows
+from lsr.index.kernels import take_rows
 from lsr.vectors import QueryVectors, SparseRows, as_query_vectors
 
 Array: TypeAlias = NDArray[Any]
@@ -39,6 +39,17 @@ def as_rows(queries: QueryVectors, vocabulary_size: int) -> SparseRows:
             if take_rows(indptr, terms, weights, vocabulary_size, *new):
                 return SparseRows(*new, vocabulary_size)
     return SparseRows.of(as_query_vectors(queries, vocabulary_size))
+
+
+def is_plain_row(queries: Any, vocabulary_size: int) -> bool:
+    """Whether it is one CSR row, of any content, in types that `lsr.index.kernels.answer` is compiled for."""
+    return (
+        isinstance(queries, CSR)
+        and queries.shape == (1, vocabulary_size)
+        and queries.data.dtype is WEIGHT_DTYPES[0]
+        and queries.indices.dtype is queries.indptr.dtype
+        and queries.indices.dtype in TERM_DTYPES
+    )
 
 
 def as_sample(queries: "QueryVectors | None", vocabulary_size: int) -> SparseRows | None:

@@ -12,6 +12,7 @@ from scipy.sparse import csr_array
 
 from lsr.index import kernels, seismic_kernels
 from lsr.index.segment import WINDOW, Array, Segment, bits_of
+from lsr.numba_support import JIT, addresses_of
 from lsr.vectors import SparseRows
 
 #: Above this, 16-bit accumulators would be too coarse: every document is scored instead.
@@ -30,8 +31,8 @@ Queries: TypeAlias = SparseRows | csr_array
 
 Found: TypeAlias = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]
 
-#: Runs a kernel, with scratch, for the queries and their range, into the results.
-Work: TypeAlias = "Callable[[_Scratch, tuple[Any, ...], Found], None]"
+#: Runs a kernel, with scratch, for queries (indptr, terms and weights), into the results.
+Work: TypeAlias = "Callable[[_Scratch, tuple[Array, Array, Array], Found], None]"
 
 
 @dataclass
@@ -39,7 +40,8 @@ class _Scratch:
     """What a kernel call needs for itself; kept between calls, allocated when first needed."""
 
     arrays: dict[str, Array] = field(default_factory=dict)
-    _lists: tuple[Array, ...] = ()
+    lists: kernels.Scratch | None = None
+    addresses: NDArray[np.int64] | None = None
 
     def zeros(self, name: str, length: int, dtype: type) -> Array:
         """A kept array of zeros, or of whatever the kernels left there."""
@@ -47,19 +49,6 @@ class _Scratch:
         if array is None or len(array) < length:
             array = self.arrays[name] = np.zeros(length, dtype=dtype)
         return array
-
-    def for_lists(self, segment: Segment) -> tuple[Array, ...]:
-        """What `kernels.search_lists` needs."""
-        if not self._lists:
-            self._lists = (
-                self.zeros("accumulator", WINDOW, np.uint16),
-                self.zeros("dense_query", segment.vocabulary_size, np.float32),
-                self.zeros("in_query", segment.vocabulary_size, np.uint8),
-                self.zeros("places", segment.vocabulary_size + 1, np.uint32),
-                self.zeros("found_bounds", segment.n_documents, np.int64),
-                self.zeros("found_rows", segment.n_documents, np.int64),
-            )
-        return self._lists
 
 
 class Searcher:
@@ -70,25 +59,76 @@ class Searcher:
         self._forward = bits_of(segment.forward)
         self._neighbours = np.zeros(0, np.int32) if segment.neighbours is None else segment.neighbours.rows
         self._most_blocks = 0 if segment.blocks is None else int(np.diff(segment.blocks.ptr).max(initial=0))
-        self._searched = *_starts(segment.lists.terms, segment.vocabulary_size), *segment.lists, *self._forward
+        self._starts, self._shift = _starts(segment.lists.terms, segment.vocabulary_size)
         self._free: list[_Scratch] = []  # pop and append are atomic
 
     def exact(self, queries: Queries, k: int, threads: int | None = None) -> Found:
         """Exact top k: (scores, rows, counts) of shapes (n, k), (n, k), (n,)."""
-        return self._lists(queries, k, 0, EXACT_MASS, threads)
+        return self.lists(queries, k, 0, EXACT_MASS, threads)
 
     def pruned(self, queries: Queries, k: int, candidates: int, query_mass: float, threads: int | None = None) -> Found:
         """Top k of the ``candidates`` documents that look best by the query's heaviest lists, as `exact`."""
-        return self._lists(queries, k, min(max(candidates, k), self.segment.n_documents), query_mass, threads)
+        return self.lists(queries, k, self.within(candidates, k), query_mass, threads)
 
-    def _lists(self, queries: Queries, k: int, candidates: int, mass: float, threads: int | None) -> Found:
-        def work(scratch: _Scratch, arguments: tuple[Any, ...], results: Found) -> None:
-            kernels.search_lists(
-                *arguments, *self._searched, *scratch.for_lists(self.segment),
-                candidates, mass, MOST_QUERY_TERMS, MOST_FOUND + 10 * k, k, *results,
-            )  # fmt: skip
+    def within(self, candidates: int, k: int) -> int:
+        """At least k candidates, at most all documents."""
+        return min(max(candidates, k), self.segment.n_documents)
+
+    def lists(self, queries: Queries, k: int, candidates: int, mass: float, threads: int | None) -> Found:
+        """`exact` with 0 candidates, which then walks ``mass`` of the lists at first; else `pruned`."""
+        knobs = candidates, mass, MOST_QUERY_TERMS, MOST_FOUND + 10 * k, k
+
+        def work(scratch: _Scratch, rows: tuple[Array, Array, Array], results: Found) -> None:
+            if not JIT:
+                lists = scratch.lists or self._for_lists(scratch)
+                kernels.search_lists(
+                    *rows, self._starts, self._shift, self.segment.lists, self._forward, lists, *knobs, *results
+                )
+            elif not self._answer(scratch, rows, knobs, results):
+                raise AssertionError("checked queries are taken")
 
         return self._run(work, queries, k, threads)
+
+    def one(self, rows: Any, k: int, candidates: int, mass: float) -> Found | None:
+        """As `exact` (with 0 candidates) and `pruned`, of one CSR row, which the kernel checks itself.
+
+        None for a row that has to be mended or refused first, and without the JIT.
+        """
+        if not JIT:
+            return None
+        scores, hits, counts = np.empty(k, np.float32), np.empty(k, np.int64), np.empty(1, np.int64)
+        scratch = self._take()
+        knobs = candidates, mass, MOST_QUERY_TERMS, MOST_FOUND + 10 * k, k
+        taken = self._answer(scratch, (rows.indptr, rows.indices, rows.data), knobs, (scores, hits, counts))
+        self._free.append(scratch)
+        return (scores.reshape(1, k), hits.reshape(1, k), counts) if taken else None
+
+    def _take(self) -> _Scratch:
+        """Scratch for one call. It is not given back after an error: its arrays may not be clean."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            return _Scratch()
+
+    def _answer(self, scratch: _Scratch, rows: Any, knobs: tuple[Any, ...], results: Found) -> bool:
+        if scratch.addresses is None:
+            lists = scratch.lists or self._for_lists(scratch)
+            scratch.addresses = addresses_of([self._starts, *self.segment.lists, self._forward.ptr, *lists])
+        _, terms, weights = self._forward
+        taken: bool = kernels.answer(*rows, scratch.addresses, self._shift, terms, weights, *knobs, *results)
+        return taken
+
+    def _for_lists(self, scratch: _Scratch) -> kernels.Scratch:
+        size, n_documents = self.segment.vocabulary_size, self.segment.n_documents
+        scratch.lists = kernels.Scratch(
+            accumulator=scratch.zeros("accumulator", WINDOW, np.uint16),
+            dense_query=scratch.zeros("dense_query", size, np.float32),
+            in_query=scratch.zeros("in_query", size, np.uint8),
+            places=scratch.zeros("places", size + 1, np.uint32),
+            found_bounds=scratch.zeros("found_bounds", n_documents, np.int64),
+            found_rows=scratch.zeros("found_rows", n_documents, np.int64),
+        )
+        return scratch.lists
 
     def seismic(
         self,
@@ -111,9 +151,9 @@ class Searcher:
         cut, share = (longest, query_cut) if query_cut < 1 else (min(int(query_cut), longest), np.inf)
         most_blocks = cut * self._most_blocks
 
-        def work(scratch: _Scratch, arguments: tuple[Any, ...], results: Found) -> None:
+        def work(scratch: _Scratch, rows: tuple[Array, Array, Array], results: Found) -> None:
             seismic_kernels.search_seismic(
-                *arguments, segment.lists.terms, *self._forward, *blocks, *summaries, self._neighbours,
+                *rows, 0, len(rows[0]) - 1, segment.lists.terms, *self._forward, *blocks, *summaries, self._neighbours,
                 scratch.zeros("dense_query", segment.vocabulary_size, np.float32),
                 scratch.zeros("in_query", segment.vocabulary_size, np.uint8),
                 scratch.zeros("places", segment.vocabulary_size + 1, np.uint32),
@@ -130,18 +170,18 @@ class Searcher:
         return self._run(work, queries, k, threads)
 
     def _run(self, work: Work, queries: Queries, k: int, threads: int | None) -> Found:
-        """Let ``work`` fill the results: on one thread at once, on several range by range."""
+        """Let ``work`` fill the results: on one thread at once, on several part by part."""
         given = queries if isinstance(queries, SparseRows) else SparseRows.of(queries)
         n = len(given.indptr) - 1
-        results = np.empty(n * k, dtype=np.float32), np.empty(n * k, dtype=np.int64), np.empty(n, dtype=np.int64)
+        scores, rows, counts = np.empty(n * k, np.float32), np.empty(n * k, np.int64), np.empty(n, np.int64)
 
         def task(first: int, last: int) -> None:
-            try:
-                scratch = self._free.pop()
-            except IndexError:
-                scratch = _Scratch()
-            work(scratch, (given.indptr, given.indices, given.data, first, last), results)
-            self._free.append(scratch)  # not given back after an error: its arrays may not be clean
+            begin, end = given.indptr[first], given.indptr[last]
+            part = given.indptr[first : last + 1] - begin, given.indices[begin:end], given.data[begin:end]
+            hits = scores[first * k : last * k], rows[first * k : last * k], counts[first:last]
+            scratch = self._take()
+            work(scratch, part, hits)
+            self._free.append(scratch)
 
         workers = 1 if n == 1 or threads == 1 else min(threads or os.cpu_count() or 1, n)  # counting cores takes 10 µs
         if workers < 2:
@@ -151,7 +191,6 @@ class Searcher:
             bounds = np.linspace(0, n, parts + 1).astype(int).tolist()
             with ThreadPoolExecutor(workers) as pool:
                 list(pool.map(task, bounds[:-1], bounds[1:]))
-        scores, rows, counts = results
         return scores.reshape(n, k), rows.reshape(n, k), counts
 
 

@@ -1,7 +1,10 @@
-"""One decorator for all kernels (compiled once, cached where that is possible, without the GIL), and prefetching."""
+"""One decorator for all kernels (compiled once, cached where that is possible, without the GIL), and what Numba lacks.
+
+Each intrinsic has a plain twin, which takes its place without the JIT.
+"""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numba
@@ -9,8 +12,12 @@ import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic, overload
+from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
+
+#: Whether kernels are compiled: not with NUMBA_DISABLE_JIT=1.
+JIT: bool = not numba.config.DISABLE_JIT
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -49,7 +56,7 @@ def _prefetch_nothing(array: Any, position: int) -> None:
 
 
 #: ``prefetch(array, position)``: a hint that the element will be read soon.
-prefetch: Callable[[Any, int], None] = _prefetch_nothing if numba.config.DISABLE_JIT else _prefetch_compiled
+prefetch: Callable[[Any, int], None] = _prefetch_compiled if JIT else _prefetch_nothing
 
 
 @intrinsic
@@ -67,7 +74,75 @@ def _product16_plain(a: int, b: int) -> np.uint16:
 
 
 #: ``product16(a, b)``: the lower 16 bits of the product of two uint16.
-product16: Callable[[Any, Any], Any] = _product16_plain if numba.config.DISABLE_JIT else _product16_compiled
+product16: Callable[[Any, Any], Any] = _product16_compiled if JIT else _product16_plain
+
+
+@intrinsic
+def _at_least_compiled(typing_context: Any, array: Any, position: Any, threshold: Any) -> Any:
+    """One comparison of vectors, which LLVM makes of no loop that branches on each element."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array_type = signature.args[0]
+        array_struct = context.make_array(array_type)(context, builder, arguments[0])
+        pointer = cgutils.get_item_pointer(context, builder, array_type, array_struct, [arguments[1]], wraparound=False)
+        vector = ir.VectorType(ir.IntType(16), MASK)
+        values = builder.load(builder.bitcast(pointer, vector.as_pointer()), align=2)
+        first = builder.insert_element(ir.Constant(vector, ir.Undefined), arguments[2], ir.IntType(32)(0))
+        same = ir.Constant(ir.VectorType(ir.IntType(32), MASK), [0] * MASK)
+        least = builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), same)
+        mask = builder.bitcast(builder.icmp_unsigned(">=", values, least), ir.IntType(MASK))
+        return builder.zext(mask, ir.IntType(64))
+
+    return types.int64(array, types.intp, types.uint16), generate
+
+
+def _at_least_plain(array: Any, position: int, threshold: int) -> int:
+    return sum(1 << i for i, value in enumerate(array[position : position + MASK]) if value >= threshold)
+
+
+#: Elements that one mask tells of.
+MASK = 32
+
+#: ``at_least(array, position, threshold)``: which of `MASK` uint16 from the position on are at least the threshold (a
+#: uint16), as the bits of an int64, the first one's lowest.
+at_least: Callable[[Any, Any, Any], Any] = _at_least_compiled if JIT else _at_least_plain
+
+
+@intrinsic
+def _lowest_bit_compiled(typing_context: Any, mask: Any) -> Any:
+    """LLVM's count of trailing zeros."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], ir.IntType(1)(1))
+
+    return types.int64(types.int64), generate
+
+
+def _lowest_bit_plain(mask: int) -> int:
+    return (mask & -mask).bit_length() - 1
+
+
+#: ``lowest_bit(mask)``: the position of the lowest bit that is set in an int64 other than 0.
+lowest_bit: Callable[[Any], Any] = _lowest_bit_compiled if JIT else _lowest_bit_plain
+
+
+@intrinsic
+def _pointer(typing_context: Any, address: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), generate
+
+
+def addresses_of(arrays: Iterable[NDArray[Any]]) -> NDArray[np.int64]:
+    """Where arrays are, for `array_at`: address and length of each. They must live as long as they are used."""
+    return np.array([(array.ctypes.data, len(array)) for array in arrays], dtype=np.int64).ravel()
+
+
+@kernel
+def array_at(addresses, position, dtype):  # type: ignore[no-untyped-def]
+    """The array at that position of what was given to `addresses_of`. In compiled code only."""
+    return numba.carray(_pointer(addresses[2 * position]), addresses[2 * position + 1], dtype)
 
 
 def half_to_float(weight):  # type: ignore[no-untyped-def]  # Numba compares signatures, annotations included

@@ -81,16 +81,33 @@ def _step(largest: np.float32) -> np.float32:
     return step if 255 * float(step) >= float(largest) else np.nextafter(step, F32(np.inf))
 
 
-def pruned_search(query: np.ndarray, documents: np.ndarray, k: int, candidates: int, mass: float) -> Found:
+#: Documents whose bounds are refined for each that is scored.
+REACH = 3
+
+
+def pruned_search(
+    query: np.ndarray, documents: np.ndarray, k: int, candidates: int, mass: float, dense_share: float
+) -> Found:
     """The exact scores of the documents in the highest buckets of bounds, of equal ones the first.
 
-    Where the walked lists hold fewer documents than candidates are wanted, the search is exact.
+    The bounds are those by the walked lists, refined, for the best of these documents, by all dense lists. Where the
+    walked lists hold fewer documents than candidates are wanted, the search is exact.
     """
-    bound = bounds(query, documents, walked_terms(query, documents, mass))
+    walked = walked_terms(query, documents, mass)
+    bound = bounds(query, documents, walked)
     if np.count_nonzero(bound) < candidates:
         return exact_search(query, documents, k)
-    ranked = sorted(np.flatnonzero(bound).tolist(), key=lambda row: (-(bound[row] // 16), row))[:candidates]
-    return best(scores_of(query, documents), ranked, k)
+    lengths = np.count_nonzero(documents, axis=0)
+    dense = [t for t in _lists(query, documents)[0] if t not in walked and lengths[t] >= dense_share * len(documents)]
+    rows = np.flatnonzero(bound).tolist()
+    if dense:
+        rows = _highest(bound, rows, REACH * candidates)
+        bound = bound + bounds(query, documents, dense)
+    return best(scores_of(query, documents), _highest(bound, rows, candidates), k)
+
+
+def _highest(bound: np.ndarray, rows: list[int], n: int) -> list[int]:
+    return sorted(sorted(rows, key=lambda row: (-(bound[row] // 16), row))[:n])
 
 
 def document_head(document: np.ndarray, width: int) -> list[int]:

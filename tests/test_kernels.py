@@ -14,12 +14,12 @@ from strategies import ANY, collections, sparse_matrices
 from lsr.index import block_kernels, kernels
 from lsr.index.build import build_segment
 from lsr.index.invert import count, one_by_one
+from lsr.index.kernels import take_rows
 from lsr.index.options import BuildOptions
 from lsr.index.prune import choose, collect
-from lsr.index.query_kernels import take_rows
 from lsr.index.search import Searcher
 from lsr.index.segment import DENSE_LIST, SHORT_LIST, WINDOW, WINDOWED_LIST, Forward, check_segment, n_windows, padded
-from lsr.numba_support import half_to_float, kernel
+from lsr.numba_support import at_least, half_to_float, kernel, lowest_bit
 from lsr.vectors import SparseRows, check_vectors
 
 settings.register_profile("kernels", max_examples=60, deadline=None)
@@ -87,7 +87,7 @@ def test_pruned_search_equals_its_twin(collection, dense_share, mass, k, candida
     candidates = min(max(k, candidates), documents.shape[0])
     segment = build_segment(check_vectors(documents), BuildOptions(dense_share=dense_share))
     dense = oracle.dense(documents)
-    expected = [oracle.pruned_search(query, dense, k, candidates, mass) for query in oracle.dense(queries)]
+    expected = [oracle.pruned_search(query, dense, k, candidates, mass, dense_share) for query in oracle.dense(queries)]
     assert_found(Searcher(segment).pruned(check_vectors(queries), k, candidates, mass), expected)
 
 
@@ -365,6 +365,28 @@ def test_contributions_are_rounded_up_by_vectors_and_one_by_one_alike(codes, len
     rows = np.arange(length, dtype=np.uint16)
     kernels._add_window(one_by_one, rows, codes, 0, length, float(multiplier))
     assert one_by_one.tolist() == expected.tolist()
+
+
+@kernel
+def masked(array, position, threshold, found):
+    mask, n = at_least(array, position, np.uint16(threshold)), 0
+    while mask:
+        found[n] = position + lowest_bit(mask)
+        mask &= mask - 1
+        n += 1
+    return n
+
+
+@given(
+    st.lists(st.integers(65_530, 65_535), min_size=kernels.MASK, max_size=2 * kernels.MASK),
+    st.sampled_from([0, 65_531, 65_535]),
+    st.integers(0, kernels.MASK),
+)
+def test_a_mask_tells_which_elements_are_at_least_the_threshold(values, threshold, position):
+    position = min(position, len(values) - kernels.MASK)
+    found = np.zeros(kernels.MASK, dtype=np.int64)
+    n = masked(np.array(values, dtype=np.uint16), position, threshold, found)
+    assert found[:n].tolist() == [i for i in range(position, position + kernels.MASK) if values[i] >= threshold]
 
 
 @given(st.lists(st.sampled_from([0.0, 0.5, 1.0, 1.5, 7.0]), max_size=30))

@@ -48,7 +48,15 @@ def test_every_setting_is_tried_and_its_recall_is_what_search_reaches(small_is_l
     assert index.plan.sample == "given"
     assert index.plan.n_queries == 30
     regimes = [setting.regime for setting in index.plan.settings]
-    assert (regimes[0], regimes.count("lists"), regimes.count("blocks")) == ("exact", 30, 9)
+    assert (regimes[0], regimes.count("blocks")) == ("exact", 9)
+    for mass in planner.QUERY_MASSES:
+        reached = {
+            s.knobs["candidates_per_hit"]: s.recall for s in index.plan.settings if s.knobs.get("query_mass") == mass
+        }
+        assert tuple(reached) == planner.CANDIDATES_PER_HIT[: len(reached)]
+        recalls = list(reached.values())
+        assert all(recall < planner.ENOUGH for recall in recalls[:-1])
+        assert recalls[-1] >= planner.ENOUGH or len(reached) == len(planner.CANDIDATES_PER_HIT)
     exact = index._searcher.exact(QUERIES, 10, 1)
     for setting in index.plan.settings:
         found = setting.run(index._searcher, QUERIES, 10, 1)
@@ -97,6 +105,14 @@ def test_a_small_index_and_an_index_without_a_plan_search_exactly():
         index = lsr.Index.build(DOCUMENTS, options=options)
         assert index.plan.choose(0.5) == EXACT
         assert "exact: nothing was tried" in index.explain_plan()
+
+
+def test_the_clock_of_the_planner_is_that_of_its_thread(small_is_large, monkeypatch):
+    """What another process takes of the core counts for no setting."""
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(planner.time, "thread_time", lambda: next(ticks) * 1e-3)
+    index = lsr.Index.build(DOCUMENTS, sample=QUERIES)
+    assert {setting.microseconds for setting in index.plan.settings} == {round(1e3 / 30, 1)}
 
 
 def test_recall_counts_documents_tied_with_the_last():
