@@ -136,6 +136,8 @@ def _at(results: Mapping[str, Any], target: float) -> list[str]:
 def plot(results: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Draw recall against median latency as a PNG: of each system the settings that no other one of it beats.
 
+    Of a run of one system: its knobs, see `curves`.
+
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
@@ -144,10 +146,14 @@ def plot(results: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    for number, name in enumerate(names(results)):
-        measured = [(p.setting["recall"], p.micros) for p in points(results, [name])]
-        recalls, micros = zip(*frontier(measured), strict=True)
-        ours = name in OURS
+    systems = names(results)
+    if len(systems) == 1:
+        drawn = curves(points(results))
+    else:
+        drawn = {name: frontier((p.setting["recall"], p.micros) for p in points(results, [name])) for name in systems}
+    for number, (name, line) in enumerate(drawn.items()):
+        recalls, micros = zip(*line, strict=True)
+        ours = len(systems) > 1 and name in OURS
         style: dict[str, Any] = {"marker": "o", "markersize": 5 if ours else 4, "linewidth": 2.5 if ours else 1.2}
         axes.plot(recalls, micros, color=f"C{number}", label=name, zorder=3 if ours else 2, **style)
     axes.set_yscale("log")
@@ -159,6 +165,21 @@ def plot(results: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     axes.grid(visible=True, which="both", alpha=0.25)
     axes.legend(frameon=False)
     figure.savefig(path, format="png", dpi=150)
+
+
+def curves(measured: Iterable[Point]) -> dict[str, list[tuple[float, float]]]:
+    """One system's knobs: a line of (recall, latency) for each index and value of the first knob, along the second.
+
+    Settings of another number of knobs are lines of one point.
+    """
+    lines: dict[str, list[Point]] = {}
+    for point in measured:
+        knobs = dict(point.setting["knobs"])
+        second = list(knobs)[-1] if len(knobs) == 2 else None
+        fixed = {name: value for name, value in {**point.entry["build"], **knobs}.items() if name != second}
+        label = " ".join(f"{name}={value}" for name, value in fixed.items())
+        lines.setdefault(f"{label}, by {second}" if second else label or "planned", []).append(point)
+    return {label: [(p.setting["recall"], p.micros) for p in line] for label, line in lines.items()}
 
 
 def frontier(measured: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -29,7 +29,7 @@ _SINDI_PRUNED = [{"query_prune_ratio": ratio, "n_candidate": n} for ratio in (0.
 SWEEPS: dict[str, list[dict[str, Any]]] = {
     "lsr": [{"build": {}, "search": [
         {"exact": True}, *_each(recall=(0.9, 0.95, 0.99)),
-        *_each(query_mass=(0.5, 0.6, 0.7, 0.8, 0.9), candidates=(20, 50, 100))]}],
+        *_each(query_mass=(0.6, 0.7, 0.75, 0.8, 0.85, 0.9), candidates=(12, 15, 20, 30, 50))]}],
     "pyseismic-lsr": [
         {"build": {"n_postings": n, "centroid_fraction": 0.2, "summary_energy": energy, "max_fraction": 6.0},
          "search": _SEISMIC_SEARCH} for n, energy in ((2000, 0.5), (3000, 0.4))

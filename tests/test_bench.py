@@ -237,6 +237,20 @@ def test_the_frontier_has_what_no_other_beats():
     ]  # fmt: skip
 
 
+def test_the_curves_of_one_system_are_those_of_its_knobs(tmp_path):
+    knobs = [{"exact": True}, *({"query_mass": mass, "candidates": n} for mass in (0.7, 0.8) for n in (12, 20))]
+    measured = [("lsr", named, 10.0 + i, 0.9 + i / 100) for i, named in enumerate(knobs)]
+    results = results_of(*measured)
+    lines = bench_report.curves(bench_report.points(results))
+    assert {label: len(line) for label, line in lines.items()} == {
+        "exact=True": 1, "query_mass=0.7, by candidates": 2, "query_mass=0.8, by candidates": 2,
+    }  # fmt: skip
+    assert lines["query_mass=0.8, by candidates"] == [(0.9 + 3 / 100, 13.0), (0.9 + 4 / 100, 14.0)]
+    pytest.importorskip("matplotlib")
+    bench_report.plot(results, tmp_path / "knobs.png")
+    assert (tmp_path / "knobs.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_results_are_kept_as_json_and_drawn(tmp_path):
     results = results_of(("lsr", {"exact": True}, 10, 1.0), ("scipy", {}, 20, 1.0))
     bench_report.write_results(tmp_path / "r.json", results)
