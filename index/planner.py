@@ -26,14 +26,14 @@ SMALL = 10_000
 #: Heaviest terms of a document that make a sample query where none are given.
 QUERY_TERMS = 24
 
-QUERY_MASSES = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9)
-CANDIDATES_PER_HIT = (1.2, 1.5, 2, 3, 5, 10)
+QUERY_MASSES = (0.6, 0.7, 0.75, 0.8, 0.85, 0.9)
+CANDIDATES_PER_HIT = (1.2, 1.5, 2, 3, 5)
 QUERY_CUTS = (4, 6, 10)
 HEAP_FACTORS = (0.9, 1.1, 1.35)
 
-#: Rounds after the first one, of the settings that no other one beat clearly in time at the same recall.
+#: Rounds after the first one, of the settings that no other one beat by more than this in time at the same recall.
 MORE_ROUNDS = 2
-CLEARLY = 1.2
+CLEARLY = 1.05
 
 #: More candidates are not tried once this recall is reached.
 ENOUGH = 0.995
