@@ -1,6 +1,7 @@
 """The `Index` interface: what it takes, what it gives, what it refuses."""
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import oracle
@@ -12,7 +13,7 @@ from strategies import collections
 
 import lsr
 from lsr.errors import InputError, LsrWarning, MismatchError
-from lsr.vectors import SparseVectors
+from lsr.vectors import SparseRows, SparseVectors
 
 settings.register_profile("index", max_examples=40, deadline=None)
 settings.load_profile("index")
@@ -107,6 +108,45 @@ def test_a_batch_gives_what_single_queries_give(index, method):
     for i in range(len(batch)):
         single = index.search(QUERIES[[i]], 7, **method, threads=1)
         assert single[0] == batch[i]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_query_gives_the_same_in_every_form(index, method):
+    batch = index.search(QUERIES, 7, **method)
+    for i in range(QUERIES.shape[0]):
+        row = QUERIES[[i]]
+        wide = csr_array((row.data, row.indices.astype(np.int64), row.indptr.astype(np.int64)), shape=row.shape)
+        forms = [row, wide, row.astype(np.float64), SparseRows.of(row), (row.indices, row.data)]
+        forms.append(dict(zip(row.indices.tolist(), row.data.tolist(), strict=True)))
+        for form in forms:
+            assert index.search(form, 7, **method)[0] == batch[i]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_single_queries_may_come_from_many_threads(index, method):
+    batch = index.search(QUERIES, 7, **method)
+    rows = [QUERIES[[i]] for i in range(QUERIES.shape[0])] * 20
+    with ThreadPoolExecutor(8) as pool:
+        singles = list(pool.map(lambda row: index.search(row, 7, **method)[0], rows))
+    assert singles == list(batch) * 20
+
+
+@pytest.mark.parametrize(
+    ("terms", "weights", "message"),
+    [
+        ([1, 2], [1.0, -1.0], "negative weight"),
+        ([1, 2], [1.0, np.nan], "finite"),
+        ([1, 50], [1.0, 1.0], "beyond the vocabulary"),
+        ([2, 1], [1.0, 1.0], "unsorted or repeated"),
+    ],
+)
+def test_a_single_bad_query_is_refused_like_a_batch_of_them(index, terms, weights, message):
+    bad = csr_array((np.array([1, 1], np.float32), ([0, 0], [1, 2])), shape=(1, 50))
+    bad.indices[:], bad.data[:] = terms, weights
+    two = csr_array((np.tile(bad.data, 2), np.tile(bad.indices, 2), np.array([0, 2, 4])), shape=(2, 50))
+    for queries in (bad, two):
+        with pytest.raises(InputError, match=message):
+            index.search(queries, 5, exact=True)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
