@@ -69,7 +69,10 @@ def names(results: Mapping[str, Any]) -> list[str]:
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """The report: the fastest setting of every system at each recall, and our ratios to the peers."""
+    """The report: the fastest setting of every system at each recall, and our ratios to the peers.
+
+    Of a run of one system: all of its settings.
+    """
     collection = results["collection"]
     machine = results["machine"]
     lines = [
@@ -81,12 +84,24 @@ def markdown(results: Mapping[str, Any]) -> str:
         "call from Python, one query at a time, warm.",
         "",
     ]
-    for target in TARGETS:
-        lines += _at(results, target)
+    if len(names(results)) == 1:
+        lines += _all_settings(results)
+    else:
+        lines += [line for target in TARGETS for line in _at(results, target)]
     lines += [f"Failed: {fail['system']} {shown(fail['build'])}: {fail['error']}" for fail in results["failed"]]
     if results.get("missing"):
         lines.append(f"Not measured, because not installed: {', '.join(results['missing'])}.")
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _all_settings(results: Mapping[str, Any]) -> list[str]:
+    """A table of every index and setting of one system."""
+    lines = ["| index | search | recall | median µs | p99 µs | build s | disk MB |", "|---" * 7 + "|"]
+    for _, entry, setting in points(results):
+        cells = [shown(entry["build"]), shown(setting["knobs"]), f"{setting['recall']:.4f}"]
+        cells += [f"{setting['median_us']:.0f}", f"{setting['p99_us']:.0f}", f"{entry['build_s']:.2f}"]
+        lines.append(f"| {' | '.join([*cells, format(entry['disk_bytes'] / 1e6, '.1f')])} |")
+    return [*lines, ""]
 
 
 def _at(results: Mapping[str, Any], target: float) -> list[str]:

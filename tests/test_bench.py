@@ -246,6 +246,10 @@ def test_the_curves_of_one_system_are_those_of_its_knobs(tmp_path):
         "exact=True": 1, "query_mass=0.7, by candidates": 2, "query_mass=0.8, by candidates": 2,
     }  # fmt: skip
     assert lines["query_mass=0.8, by candidates"] == [(0.9 + 3 / 100, 13.0), (0.9 + 4 / 100, 14.0)]
+    table = bench_report.markdown(results).splitlines()
+    assert [line.split(" | ")[1] for line in table if line.startswith("| (defaults)")] == [
+        "exact=True", *(f"query_mass={mass} candidates={n}" for mass in (0.7, 0.8) for n in (12, 20)),
+    ]  # fmt: skip
     pytest.importorskip("matplotlib")
     bench_report.plot(results, tmp_path / "knobs.png")
     assert (tmp_path / "knobs.png").read_bytes().startswith(b"\x89PNG")
