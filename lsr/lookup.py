@@ -8,6 +8,7 @@ read and written as ``idf.json``, as OpenSearch's models carry it.
 
 import hashlib
 import json
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -20,13 +21,16 @@ from tqdm import tqdm
 
 from lsr.bm25 import robertson_idf
 from lsr.encoder import Advance, EncodedRows, Encoder, LightSide
-from lsr.errors import FormatError, InputError, MismatchError
+from lsr.errors import FormatError, InputError, LsrWarning, MismatchError
 from lsr.files import replacing
 from lsr.records import Document
 from lsr.tokenizer import ModelTokenizer
 from lsr.vectors import SparseRows
 
 IDF_FILE = "idf.json"
+
+#: A table with weights for a smaller share of the vocabulary is warned about.
+COVERAGE = 0.5
 
 
 class LookupEncoder(LightSide):
@@ -191,6 +195,8 @@ def write_idf(path: Path | str, idf: NDArray[Any], encoder: Encoder) -> None:
 def read_idf(path: Path | str, encoder: Encoder) -> NDArray[np.float32]:
     """Read ``idf.json`` into an array of shape (vocabulary_size,); terms it lacks get zero.
 
+    A table without most of the vocabulary's terms is an `LsrWarning`: queries lose the terms that it lacks.
+
     Raises:
         FormatError: the file is no JSON object of numbers.
         MismatchError: it has terms that the encoder's tokenizer has not.
@@ -209,6 +215,13 @@ def read_idf(path: Path | str, encoder: Encoder) -> NDArray[np.float32]:
         raise MismatchError(
             f"{path} does not match the tokenizer: {len(unknown):,} of its {len(table):,} terms are unknown to it "
             f"(such as {', '.join(map(repr, unknown[:3]))}): use the table of this encoder's vocabulary"
+        )
+    if len(table) < COVERAGE * len(vocabulary):
+        warnings.warn(
+            f"{path} has weights for {len(table):,} of the tokenizer's {len(vocabulary):,} terms, and queries lose the "
+            "others: write a whole table with lsr idf, unless that is wanted",
+            LsrWarning,
+            stacklevel=2,
         )
     idf = np.zeros(encoder.vocabulary_size, dtype=np.float32)
     idf[[vocabulary[term] for term in table]] = list(table.values())

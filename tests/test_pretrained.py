@@ -8,7 +8,7 @@ import pytest
 from conftest import TEXTS, tiny_tokenizer, write_checkpoint
 
 import lsr
-from lsr.errors import FormatError, InputError, MismatchError
+from lsr.errors import FormatError, InputError, LsrWarning, MismatchError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -85,7 +85,8 @@ def test_a_dense_model_is_refused(tmp_path, checkpoint):
 def test_a_checkpoint_with_an_idf_table_is_inference_free(tmp_path, checkpoint):
     folder = shutil.copytree(checkpoint, tmp_path / "doc-model")
     (folder / "idf.json").write_text(json.dumps({"cat": 2.5, "of": 1.0, "a": 0.5, "river": 4.0}))
-    encoder = lsr.load_encoder(folder)
+    with pytest.warns(LsrWarning, match="has weights for 4 of the tokenizer's"):
+        encoder = lsr.load_encoder(folder)
     query = encoder.encode_queries(["the cat, the cat and the river "])
     terms = {encoder.term(int(t)): w for t, w in zip(query.indices, query.data, strict=True)}
     assert terms == {"cat": 2.5, "river": 4.0}
