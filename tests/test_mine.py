@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import lsr
 from lsr import cli_data
 from lsr.errors import FormatError, InputError, LsrWarning
 from lsr.run import Ranking, Run
-from lsr.training.mine import MiningOptions, MiningReport, mine, mine_to_file, stream_run
+from lsr.training.mine import QUERIES_AT_A_TIME, MiningOptions, MiningReport, mine, mine_to_file, stream_run
 from lsr.training.rows import read_rows
 
 
@@ -64,9 +65,37 @@ def test_a_positive_out_of_reach_counts_as_the_last_or_as_what_is_told():
         assert (query_ids, lists) == (["q"], [["far"]])
         return [np.array([12.5], dtype=np.float32)]
 
-    (row,) = mine(RUN, qrels, options, positive_scores=told)
+    assert report.unscored == 1
+    assert "1 rows have a positive without a score" in str(report)
+    assert "lsr distill" in str(report)
+    report = MiningReport()
+    (row,) = mine(RUN, qrels, options, positive_scores=told, report=report)
+    assert report.unscored == 0
     assert row.negatives == ["d8", "d9", "d10"]
     assert row.scores == {"far": 12.5, "d8": 12, "d9": 11, "d10": 10}
+
+
+def test_rankings_are_streamed():
+    """However many queries there are, the rankings of a few hundred are alive at a time."""
+    alive = most = 0
+
+    def forget():
+        nonlocal alive
+        alive -= 1
+
+    def rankings():
+        nonlocal alive, most
+        for i in range(5 * QUERIES_AT_A_TIME):
+            one = ranking({f"d{j}": 20.0 - j for j in range(1, 11)})
+            weakref.finalize(one.scores, forget)
+            alive += 1
+            most = max(most, alive)
+            yield f"q{i}", one
+
+    qrels = {f"q{i}": {"d3": 1} for i in range(5 * QUERIES_AT_A_TIME)}
+    count = sum(1 for _ in mine(rankings(), qrels, MiningOptions(ranks=(1, 10))))
+    assert count == 5 * QUERIES_AT_A_TIME
+    assert most <= 2 * QUERIES_AT_A_TIME + 2
 
 
 def test_a_teacher_drops_what_it_takes_for_a_positive():

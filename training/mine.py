@@ -83,6 +83,7 @@ class MiningReport:
         unjudged: ranked queries without a positive: they get no row.
         without_negatives: queries of which no document survived: they get no row. ``examples`` names some.
         positives_found: queries with a positive in their ranking.
+        unscored: rows with a positive that the rankings do not reach and that nobody else scored.
         documents: those within the rank window, positives aside.
         dropped: how many of these each filter dropped, by its name.
         survived: those that were left; ``kept`` those that were sampled.
@@ -92,6 +93,7 @@ class MiningReport:
     unjudged: int = 0
     without_negatives: int = 0
     positives_found: int = 0
+    unscored: int = 0
     documents: int = 0
     survived: int = 0
     kept: int = 0
@@ -109,6 +111,11 @@ class MiningReport:
         if self.without_negatives:
             some = ", ".join(map(repr, self.examples))
             lines.append(f"{self.without_negatives:,} queries without a surviving negative got no row (such as {some})")
+        if self.unscored:
+            lines.append(
+                f"{self.unscored:,} rows have a positive without a score, as the rankings do not reach it: for a loss "
+                "of teacher scores, score the file with lsr distill"
+            )
         if self.unjudged:
             lines.append(f"{self.unjudged:,} ranked queries have no positive and got no row")
         return "\n".join(lines)
@@ -325,6 +332,7 @@ def _sample(pool: _Pool, options: MiningOptions, report: MiningReport) -> Row | 
         pool.places = np.sort(rng.choice(pool.places, options.negatives, replace=False))
     report.kept += len(pool.places)
     scores = {doc_id: pool.positive_scores[doc_id] for doc_id in pool.positives if doc_id in pool.positive_scores}
+    report.unscored += len(scores) < len(pool.positives)
     scores |= {pool.ranking.doc_ids[place]: float(pool.ranking.scores[place]) for place in pool.places}
     return Row(pool.query_id, pool.positives, pool.doc_ids, scores)
 
