@@ -1,6 +1,9 @@
 """Teachers against plain computations, score files that resume, the ensemble's formula, the command."""
 
+import hashlib
 import json
+import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +20,10 @@ import lsr  # noqa: E402
 from lsr.corpus import read_corpus  # noqa: E402
 from lsr.errors import FormatError, InputError  # noqa: E402
 from lsr.records import Query  # noqa: E402
-from lsr.training.data import Collator, Source, TrainingSet  # noqa: E402
+from lsr.training.data import Collator, Source, Tables, TrainingSet  # noqa: E402
 from lsr.training.distillation import EnsembleScorer, ensemble, min_max, score_rows, write_distilled  # noqa: E402
 from lsr.training.rows import read_rows  # noqa: E402
+from lsr.training.score_files import rows_hash  # noqa: E402
 from lsr.training.stores import DenseStore, SparseStore  # noqa: E402
 from lsr.training.teachers import (  # noqa: E402
     CrossEncoderTeacher,
@@ -231,6 +235,21 @@ def test_cross_encoders_give_the_scores_of_single_pairs(tmp_path, tables, labels
             assert score == pytest.approx(logits[-1] - (logits[0] if labels == 2 else 0), abs=1e-5)
 
 
+def test_a_cross_encoder_is_known_by_its_weights(tmp_path, tables):
+    """Two folders of the same weights are one teacher, however they are stored; other weights are another."""
+    kind = "BertForSequenceClassification"
+    one, other = (write_checkpoint(tmp_path / name, kind=kind, seed=i) for i, name in enumerate(("one", "other")))
+    shutil.copytree(one, tmp_path / "shards")
+    (tmp_path / "shards" / "model.safetensors").unlink()
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(one)
+    model.save_pretrained(tmp_path / "shards", max_shard_size="1KB")
+    identity = {
+        folder.name: CrossEncoderTeacher("t", folder, *tables, device="cpu").identity
+        for folder in (one, other, tmp_path / "shards")
+    }
+    assert identity["one"] == identity["shards"] != identity["other"]
+
+
 def test_cross_encoders_of_three_classes_are_refused(tmp_path, tables):
     folder = write_checkpoint(tmp_path / "cross", kind="BertForSequenceClassification")
     config = transformers.AutoConfig.from_pretrained(folder, num_labels=3)
@@ -319,6 +338,25 @@ def test_score_files_of_another_training_file_are_refused(opened, home, tmp_path
     other = Source(home / "other.jsonl", home).open(tmp_path / "cache")
     with pytest.raises(InputError, match="another training file"):
         score_rows(other, teacher, tmp_path / "scores")
+
+
+def test_the_hash_of_rows_copies_none_of_them(opened, monkeypatch):
+    expected = hashlib.sha256()
+    rows = opened.rows
+    for array in (rows.queries, rows.starts, rows.candidates):
+        expected.update(array.tobytes())
+    expected.update(f"{opened.queries.content_hash} {opened.documents.content_hash}".encode())
+    assert rows_hash(opened) == expected.hexdigest()
+
+    class Large:
+        """Rows of 80 MB on disk."""
+
+        queries = starts = candidates = np.zeros(10_000_000, dtype=np.int64)
+
+    tracemalloc.start()
+    rows_hash(Tables(opened.queries, opened.documents, Large))
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
 
 
 def test_scores_that_are_not_finite_are_refused(opened, tmp_path):

@@ -29,7 +29,7 @@ def rows_hash(tables: "Tables") -> str:
     """SHA-256 of a training file's rows and of the collection they are rows of: what score files are aligned with."""
     rows, digest = tables.rows, hashlib.sha256()
     for array in (rows.queries, rows.starts, rows.candidates):
-        digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(np.ascontiguousarray(array).data)  # in place: no copy of what is mapped
     digest.update(f"{tables.queries.content_hash} {tables.documents.content_hash}".encode())
     return digest.hexdigest()
 

@@ -21,7 +21,6 @@ from lsr.bm25 import Bm25
 from lsr.checkpoint import PACKAGE, find_folder
 from lsr.encoder import Encoder
 from lsr.errors import FormatError, InputError
-from lsr.files import sha256_of
 from lsr.pretrained import load_encoder
 from lsr.training.mine import PairScorer
 from lsr.training.stores import DenseStore, SparseStore
@@ -122,18 +121,10 @@ class DenseModel:
     @cached_property
     def identity(self) -> str:
         """SHA-256 of weights and settings."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(name.encode() + tensor.float().cpu().numpy().tobytes())
-        settings = [
-            self.pooling,
-            self.normalize,
-            self.max_length,
-            self.prompts,
-            self.tokenizer.backend_tokenizer.to_str(),
-        ]
-        digest.update(json.dumps(settings, sort_keys=True).encode())
-        return digest.hexdigest()
+        return _model_hash(
+            self.model,
+            [self.pooling, self.normalize, self.max_length, self.prompts, self.tokenizer.backend_tokenizer.to_str()],
+        )
 
     def encode(self, texts: list[str], prompt: str = "") -> NDArray[np.float32]:
         """Texts to vectors: float32 (n, dimension). ``prompt`` is put before each."""
@@ -190,8 +181,8 @@ class CrossEncoderTeacher(Teacher):
             )
         self.model = model.to(self.device).eval()
         self.max_length = max_length or min(512, self.tokenizer.model_max_length)
-        weights = Path(source) / "model.safetensors"
-        self.identity = f"cross {sha256_of(weights) if weights.is_file() else source} {self.max_length}"
+        tokenizer = self.tokenizer.backend_tokenizer.to_str()
+        self.identity = f"cross {_model_hash(self.model, [self.max_length, tokenizer])}"
 
     def score(self, queries: NDArray[Any], candidates: Sequence[NDArray[Any]]) -> list[NDArray[np.float32]]:  # noqa: D102
         import torch
@@ -355,6 +346,16 @@ def _batches(lengths: list[int], budget: int) -> Iterator[list[int]]:
         batch.append(i)
     if batch:
         yield batch
+
+
+def _model_hash(model: Any, settings: list[Any]) -> str:
+    """SHA-256 of a model's weights, wherever they are from, and of settings."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.float().cpu().contiguous().numpy())
+    digest.update(json.dumps(settings, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def _memory_of(device: Any) -> str:
