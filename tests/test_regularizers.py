@@ -1,6 +1,5 @@
-"""Regularizers against their formulas; λ's warm-up; the global mean over processes and over accumulated passes."""
+"""Regularizers against their formulas; λ's warm-up; the global mean over processes."""
 
-import itertools
 import math
 
 import numpy as np
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 from torch import distributed, multiprocessing
 
 from lsr.errors import InputError
-from lsr.training.objective import Pass, SideObjective
+from lsr.training.objective import SideObjective
 from lsr.training.regularizers import (
     L1,
     REGULARIZERS,
@@ -20,7 +19,6 @@ from lsr.training.regularizers import (
     IdfFlops,
     L0Flops,
     global_mean,
-    square_over_passes,
     sum_over_processes,
     warm_up,
 )
@@ -118,9 +116,9 @@ def test_df_flops_weighs_terms_by_frequency():
 def test_df_flops_in_training_averages_frequencies():
     part = side("df_flops")
     first, second = sparse(8), sparse(8, 1)
-    part(first, Pass(0))
+    part(first, 0)
     torch.testing.assert_close(part.frequency, (first > 0).float().mean(0))
-    part(second, Pass(1))
+    part(second, 1)
     expected = 0.99 * (first > 0).float().mean(0) + 0.01 * (second > 0).float().mean(0)
     torch.testing.assert_close(part.frequency, expected)
 
@@ -134,8 +132,8 @@ def test_warm_up_is_quadratic(step, factor):
 def test_the_objective_is_lambda_times_the_penalty():
     x = sparse(6)
     part = side("flops", 0.3, warmup=10)
-    assert float(part(x, Pass(5))) == pytest.approx(0.3 * 0.25 * float(penalty(Flops(1.0), x)), rel=1e-5)
-    part(x, Pass(5))
+    assert float(part(x, 5)) == pytest.approx(0.3 * 0.25 * float(penalty(Flops(1.0), x)), rel=1e-5)
+    part(x, 5)
     shown = part.monitor.take()
     assert shown["flops"] == pytest.approx(float(x.mean(0).square().sum()), rel=1e-5)
     assert shown["nnz"] == pytest.approx(float((x > 0).sum(1).float().mean()), rel=1e-5)
@@ -144,7 +142,7 @@ def test_the_objective_is_lambda_times_the_penalty():
 
 def test_a_side_without_regularizer_is_watched():
     part = SideObjective(None, V)
-    assert part(sparse(5), Pass(0)) == 0
+    assert part(sparse(5), 0) == 0
     assert part.monitor.take()["nnz"] > 0
 
 
@@ -152,9 +150,9 @@ def test_a_side_without_regularizer_is_watched():
 def test_float32_under_autocast(name):
     x = sparse(6).bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = side(name)(x, Pass(0))
+        inside = side(name)(x, 0)
     assert inside.dtype == torch.float32
-    assert inside == side(name)(x.float(), Pass(0))
+    assert inside == side(name)(x.float(), 0)
 
 
 @pytest.mark.parametrize(
@@ -172,61 +170,6 @@ def test_impossible_options_are_refused(make, message):
         make()
 
 
-# --- accumulation ------------------------------------------------------------------------------
-
-
-def accumulated(name, passes):
-    """The gradient of every row of x, from backward passes over the parts of a batch, as the trainer runs them."""
-    part = side(name)
-    gradients, value = [], 0.0
-    for index, given_rows in enumerate(passes):
-        rows = given_rows.clone().requires_grad_()
-        loss = part(rows, Pass(0, index, len(passes))) / len(passes)
-        loss.backward()
-        gradients.append(rows.grad)
-        value += float(loss)
-    return value, gradients
-
-
-@pytest.mark.parametrize("count", [2, 3])
-@pytest.mark.parametrize("name", ["flops", "l0_flops", "idf_flops", "l1"])
-def test_accumulation(name, count):
-    """Over passes the value is that of the whole batch, exactly, and so is the gradient averaged over their orders."""
-    x = sparse(4 * count).requires_grad_()
-    whole = side(name)(x, Pass(0))
-    (expected,) = torch.autograd.grad(whole, x)
-    parts = x.detach().split(4)
-    orders = list(itertools.permutations(range(count)))
-    mean = torch.zeros_like(x)
-    for order in orders:
-        value, gradients = accumulated(name, [parts[i] for i in order])
-        assert value == pytest.approx(float(whole), rel=1e-5)
-        for place, i in enumerate(order):
-            mean[4 * i : 4 * i + 4] += gradients[place] / len(orders)
-    torch.testing.assert_close(mean, expected, rtol=1e-4, atol=1e-6)
-
-
-def test_accumulation_starts_anew_at_each_step():
-    part = side("flops")
-    x = sparse(8).split(4)
-    first = [float(part(rows, Pass(0, i, 2))) for i, rows in enumerate(x)]
-    again = [float(part(rows, Pass(1, i, 2))) for i, rows in enumerate(x)]
-    assert first == again
-
-
-def test_plain_flops_over_passes_would_be_too_large():
-    """Why passes need care: the mean of the parts' FLOPS exceeds the FLOPS of the whole."""
-    x = sparse(8, size=200)
-    whole = x.mean(0).square().sum()
-    parts = sum(rows.mean(0).square().sum() for rows in x.split(2)) / 4
-    assert parts > 1.2 * whole
-    earlier, values = None, []
-    for rows in x.split(2):
-        values.append(square_over_passes(rows.mean(0), earlier, 4).sum())
-        earlier = rows.mean(0) if earlier is None else earlier + rows.mean(0)
-    torch.testing.assert_close(sum(values) / 4, whole)
-
-
 # --- processes ---------------------------------------------------------------------------------
 
 
@@ -237,7 +180,7 @@ def train_in_processes(rank, world, folder):
         for name in REGULARIZERS:
             model = torch.nn.parallel.DistributedDataParallel(encoder())
             part = side(name)
-            value = part(model(batch().chunk(world)[rank]).relu(), Pass(0))
+            value = part(model(batch().chunk(world)[rank]).relu(), 0)
             value.backward()
             gradients = [p.grad for p in model.parameters()]
             torch.save((value.detach(), gradients, part.monitor.take()), f"{folder}/{name}-{rank}.pt")
@@ -266,7 +209,7 @@ def test_two_processes_give_the_gradient_of_one(name, two_processes):
     """Penalty, gradient and statistics are those of the global batch, whatever the number of processes."""
     model = encoder()
     part = side(name)
-    whole = part(model(batch()).relu(), Pass(0))
+    whole = part(model(batch()).relu(), 0)
     whole.backward()
     shown = part.monitor.take()
     for rank in (0, 1):

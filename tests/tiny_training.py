@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 
 import numpy as np
-from conftest import WORDS, tiny_tokenizer
+from conftest import TEXTS, WORDS, tiny_tokenizer
 
+import lsr
 from lsr.training.config import TrainConfig, parse
 
+#: A validation on all of the small collection.
+VALIDATION = {"queries": 12, "documents": 0}
 TOPICS = [word for word in WORDS if not word.startswith("##")]
 
 
@@ -61,8 +64,9 @@ def write_model(folder: Path, *, dropout: float = 0.0, kind: str = "BertForMaske
 
 
 def tiny_config(folder: Path, collection: Path, model: Path, **changes: dict | str) -> TrainConfig:
-    """SPLADE-max on the tiny model; ``changes`` are merged into the tables."""
-    flops = {"name": "flops", "weight": 0.01, "warmup": 4}
+    """SPLADE-max on the tiny model; ``changes`` are merged into the tables. Warm-ups end with the training."""
+    training: dict = {"steps": 8} | dict(changes.get("training", {}))
+    flops = {"name": "flops", "weight": 0.01, "warmup": min(4, training["steps"])}
     fields: dict = {
         "backbone": str(model),
         "output": str(folder / "run"),
@@ -73,7 +77,7 @@ def tiny_config(folder: Path, collection: Path, model: Path, **changes: dict | s
             "steps": 8,
             "batch_size": 4,
             "learning_rate": 1e-3,
-            "warmup": 2,
+            "warmup": min(2, training["steps"]),
             "log_every": 1,
             "workers": 0,
             "device": "cpu",
@@ -82,3 +86,16 @@ def tiny_config(folder: Path, collection: Path, model: Path, **changes: dict | s
     for name, change in changes.items():
         fields[name] = fields.get(name, {}) | change if isinstance(change, dict) else change
     return parse(fields)
+
+
+def losses(run):
+    """The loss of each log line."""
+    return [line["loss"] for line in run.history if "loss" in line]
+
+
+def vectors(folder):
+    """What a saved encoder makes of some texts. (Weights without any effect, such as the biases of attention keys, have
+    gradients of rounding alone, which Adam makes as large as the others': they differ between equal trainings.)
+    """
+    encoder = lsr.load_encoder(folder, device="cpu")
+    return np.vstack([side.encode(TEXTS[:4]).vectors.toarray() for side in (encoder.documents, encoder.queries)])

@@ -92,7 +92,7 @@ def card(name: str, config: TrainConfig, facts: Mapping[str, Any], metrics: Mapp
         "",
         f"- data: {config.data}, {facts['examples']:,} queries",
         f"- loss: {name_of(config.loss)}; regularizers: {regularizers}",
-        f"- {config.training.steps:,} steps of {config.training.batch_size * config.training.accumulate} queries a "
+        f"- {config.training.steps:,} steps of {config.training.queries_a_step} queries a "
         f"process, {facts['processes']} process(es), {facts['device']}, {facts['seconds']:,.0f} s",
         f"- weights: {weights}",
         f"- commit: {commit() or 'unknown'}; " + ", ".join(f"{k} {v}" for k, v in versions().items()),

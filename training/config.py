@@ -126,8 +126,9 @@ class TrainingOptions:
 
     Attributes:
         steps: optimizer steps.
-        batch_size: queries per process and backward pass.
-        accumulate: backward passes per optimizer step.
+        batch_size: queries per process and optimizer step; with ``accumulate`` per pass.
+        accumulate: passes per optimizer step, of ``batch_size`` queries each: equal to a ``batch_size`` as many times
+            as large with ``chunk`` queries at a time.
         chunk: queries per forward pass with gradient caching; 0 for the whole batch at once, without it.
         learning_rate: the highest.
         warmup: steps in which the learning rate rises.
@@ -174,13 +175,23 @@ class TrainingOptions:
             )
         if self.chunk and self.accumulate > 1:
             raise InputError(
-                f"training.chunk = {self.chunk} and training.accumulate = {self.accumulate}: gradient caching is "
-                "exact and accumulation is not, use a larger batch_size instead of accumulate"
+                f"training.chunk = {self.chunk} and training.accumulate = {self.accumulate}: both cut a step into "
+                "passes, use a larger batch_size instead of accumulate"
             )
         if self.average != "none" and self.keep < 2:
             raise InputError(
                 f"training.average = {self.average!r} with training.keep = 1: one checkpoint has no average, keep more"
             )
+
+    @property
+    def queries_a_step(self) -> int:
+        """Queries per process and optimizer step."""
+        return self.batch_size * self.accumulate
+
+    @property
+    def queries_a_pass(self) -> int:
+        """Queries per forward pass where a step takes several, each made twice (gradient caching); else 0."""
+        return self.batch_size if self.accumulate > 1 else self.chunk
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
-"""What training minimizes: a loss of the scores plus λ times a regularizer of each side's vectors."""
+"""What training minimizes: a loss of the scores plus λ times a regularizer of each side's vectors.
 
-from dataclasses import dataclass
+It is called once an optimizer step, with the vectors of the whole step: frequencies and λ's controller go on there.
+"""
 
 import torch
 from torch import Tensor
@@ -18,20 +19,6 @@ from lsr.training.sparsity import LambdaController, SideMonitor
 
 #: Batches over which document frequencies are averaged, about, for df_flops.
 FREQUENCY_MEMORY = 100
-
-
-@dataclass(frozen=True)
-class Pass:
-    """Where in training a backward pass is.
-
-    Attributes:
-        step: optimizer steps done.
-        index, count: which of the passes of one optimizer step, from 0, and how many there are.
-    """
-
-    step: int
-    index: int = 0
-    count: int = 1
 
 
 class SideObjective:
@@ -56,18 +43,22 @@ class SideObjective:
         self.monitor = SideMonitor(device)
         self.controller: LambdaController | None = None
         self.frequency: Tensor | None = None
-        self._earlier: Tensor | None = None
         if regularizer is not None and regularizer.target_nnz is not None:
             self.controller = LambdaController(regularizer.weight, regularizer.target_nnz, device)
         if regularizer is not None and regularizer.needs_frequency:
             self.frequency = torch.zeros(vocabulary_size, device=device)
 
-    def __call__(self, vectors: Tensor, at: Pass) -> Tensor:
-        """λ_t times the penalty of the vectors (n, V), over the global batch; a scalar, 0 without a regularizer."""
-        with torch.autocast(vectors.device.type, enabled=False):
-            return self._term(vectors.float(), at)
+    def __call__(self, vectors: Tensor, step: int) -> Tensor:
+        """λ_t times the penalty of the vectors (n, V), over the global batch; a scalar, 0 without a regularizer.
 
-    def _term(self, vectors: Tensor, at: Pass) -> Tensor:
+        Args:
+            vectors: all of this process's, in an optimizer step.
+            step: t, optimizer steps done before.
+        """
+        with torch.autocast(vectors.device.type, enabled=False):
+            return self._term(vectors.float(), step)
+
+    def _term(self, vectors: Tensor, step: int) -> Tensor:
         rows = vectors if self.regularizer is None else self.regularizer.rows(vectors, self.idf)
         local = rows.sum(0)
         size = vectors.shape[1]
@@ -77,20 +68,15 @@ class SideObjective:
         if self.regularizer is None:
             self.monitor.add(squares, nnz, empty, 0.0, 0.0)
             return vectors.new_zeros(())
-        factor = warm_up(at.step, self.regularizer.warmup)
+        factor = warm_up(step, self.regularizer.warmup)
         if self.frequency is not None:
-            share = 1.0 if at.step == 0 and at.index == 0 else 1 / FREQUENCY_MEMORY
+            share = 1.0 if step == 0 else 1 / FREQUENCY_MEMORY
             self.frequency += share * (present / n_vectors - self.frequency)
         if self.controller is not None:
-            self.controller.update(nnz, factor / at.count)
+            self.controller.update(nnz, factor)
         strength = self.regularizer.weight * factor if self.controller is None else self.controller.strength(factor)
         mean = global_mean(local, total[:size], n_vectors)
-        if at.index == 0:
-            self._earlier = None
-        factors = self.regularizer.factors(self.idf, self.frequency)
-        penalty = self.regularizer.penalty(mean, factors, self._earlier, at.count)
-        if at.count > 1:
-            self._earlier = mean.detach() if self._earlier is None else self._earlier + mean.detach()
+        penalty = self.regularizer.penalty(mean, self.regularizer.factors(self.idf, self.frequency))
         self.monitor.add(squares, nnz, empty, strength, penalty)
         return strength * penalty
 
@@ -143,12 +129,12 @@ class Objective:
         self._ranking = torch.zeros((), device=device)
         self._count = 0
 
-    def __call__(self, queries: Tensor, documents: Tensor, batch: Batch, at: Pass) -> Tensor:
-        """The scalar to minimize for vectors (b, V) and (b·n, V)."""
+    def __call__(self, queries: Tensor, documents: Tensor, batch: Batch, step: int) -> Tensor:
+        """The scalar to minimize for vectors (b, V) and (b·n, V), in the optimizer step after ``step`` others."""
         ranking = self.loss(queries, documents, batch)
         self._ranking += ranking.detach()
         self._count += 1
-        return ranking + self.sides["queries"](queries, at) + self.sides["documents"](documents, at)
+        return ranking + self.sides["queries"](queries, step) + self.sides["documents"](documents, step)
 
     def take(self) -> tuple[float, dict[str, dict[str, float]]]:
         """The mean ranking loss and the sides' means since the last call, over all processes; waits for the device."""

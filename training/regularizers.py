@@ -10,8 +10,8 @@ With m_j the mean of |x_ij| over all vectors i of a side, x ≥ 0:
 | idf_flops | Σ_j (m_j of idf·x)² / idf_j² | arXiv 2411.04403 |
 | df_flops | Σ_j (w_j m_j)², w_j by document frequency | arXiv 2505.15070 |
 
-The mean goes over the batches of all processes: see `global_mean`. A batch that is accumulated over several
-backward passes is handled by `square_over_passes`.
+The mean goes over the batches of all processes: see `global_mean`. A step of several passes is made by gradient
+caching (`lsr.training.gradient_cache`), so that a penalty sees all vectors of a step.
 """
 
 import math
@@ -62,28 +62,6 @@ def global_mean(local_sum: Tensor, total: Tensor, n_vectors: Tensor | float) -> 
     return mean.detach() + (share - share.detach())
 
 
-def square_over_passes(mean: Tensor, earlier: Tensor | None, passes: int) -> Tensor:
-    """(mean over all passes)², per term, from one of several backward passes of an accumulated batch.
-
-    With m_a the mean of pass a and S_a = m_1 + … + m_a, the batch's square is (S_A/A)². A pass knows only the
-    passes before it. Its value here is (S_a² − S_{a−1}²)/A: their mean over the A passes is (S_A/A)², exactly.
-    Its gradient is (2m_a + 4S_{a−1})/A · ∂m_a: products with later passes are missing and those with earlier
-    ones count twice instead. As passes are drawn alike, the expected gradient is that of the whole batch; averaged
-    over all orders of the passes it is equal to it. Gradient caching needs no such estimate.
-
-    Args:
-        mean: m_a, shape (V,).
-        earlier: S_{a−1}, without gradient; None for the first pass.
-        passes: A.
-    """
-    if passes == 1:
-        return mean.square()
-    before = torch.zeros_like(mean) if earlier is None else earlier
-    value = ((before + mean.detach()).square() - before.square()) / passes
-    slope = (mean.square() + 4 * before * mean) / passes
-    return value + (slope - slope.detach())
-
-
 @dataclass(frozen=True)
 class Regularizer:
     """Options that all regularizers have.
@@ -121,12 +99,9 @@ class Regularizer:
         """Factors of the means, (V,); None for 1."""
         return None
 
-    def penalty(self, mean: Tensor, factors: Tensor | None, earlier: Tensor | None = None, passes: int = 1) -> Tensor:
-        """The penalty, a scalar, from the mean of each term; see `square_over_passes` for the last two."""
-        if factors is not None:
-            mean = mean * factors
-            earlier = None if earlier is None else earlier * factors
-        return square_over_passes(mean, earlier, passes).sum()
+    def penalty(self, mean: Tensor, factors: Tensor | None) -> Tensor:
+        """The penalty, a scalar, from the mean of each term."""
+        return (mean if factors is None else mean * factors).square().sum()
 
 
 @dataclass(frozen=True)
@@ -138,8 +113,8 @@ class Flops(Regularizer):
 class L1(Regularizer):
     """Σ_j m_j = mean_i Σ_j x_ij."""
 
-    def penalty(self, mean: Tensor, factors: Tensor | None, earlier: Tensor | None = None, passes: int = 1) -> Tensor:
-        """Linear, so that passes and processes need no care."""
+    def penalty(self, mean: Tensor, factors: Tensor | None) -> Tensor:
+        """Linear in the mean."""
         return mean.sum()
 
 

@@ -175,7 +175,7 @@ def plan(config: TrainConfig) -> str:
         f"data        {config.data}, {config.data.negatives} negatives a query",
         f"loss        {_options(described['loss'])}",
         *(f"regularizer {side}: {_options(described['regularizer'][side])}" for side, r in regularizers.items() if r),
-        f"training    {options.steps:,} steps of {options.batch_size * options.accumulate} queries a process{passes}"
+        f"training    {options.steps:,} steps of {options.queries_a_step} queries a process{passes}"
         f"{cached}, learning rate {options.learning_rate:g} {options.schedule} after {options.warmup} steps of warm-up",
         f"validation  {_options(described['validation']) if config.validation else 'none'}",
         f"output      {config.output}",

@@ -26,7 +26,7 @@ from lsr.training.config import TrainConfig
 from lsr.training.data import Batch, Collator, Scorer, TrainingSet
 from lsr.training.gradient_cache import cached_backward
 from lsr.training.losses import Loss, TermRecall
-from lsr.training.objective import Objective, Pass, SideObjective
+from lsr.training.objective import Objective, SideObjective
 from lsr.training.regularizers import n_processes
 from lsr.training.sparsity import check_health, limit_of
 from lsr.training.validation import Validate
@@ -118,7 +118,7 @@ class SparseTrainer(transformers.Trainer):
         super().__init__(
             model=Pair(encoder),
             args=arguments,
-            data_collator=PlannedCollator(collator, config.training.chunk, CALL_TOKENS[arguments.device.type]),
+            data_collator=PlannedCollator(collator, config.training.queries_a_pass, CALL_TOKENS[arguments.device.type]),
             train_dataset=cast(Any, training_set),
             eval_dataset=cast(Any, training_set),  # never looked at: `evaluate` calls `validate`
         )
@@ -130,7 +130,11 @@ class SparseTrainer(transformers.Trainer):
         loss = _with_special_ids(config.loss, document_tokenizer)
         sides = {side: self._side(side) for side in SIDES}
         self.objective: Objective = Objective(loss, sides["queries"], sides["documents"], arguments.device)
-        self._pass = 0
+
+    def _is_dense(self, name: str) -> bool:
+        """Whether a side's weights are nowhere zero while it is trained."""
+        module = getattr(self.model, name)
+        return isinstance(module, SparseHead) and module.config().get("activation") == "softplus"
 
     def _side(self, name: str) -> SideObjective:
         regularizer = getattr(self.config.regularizer, name)
@@ -152,28 +156,25 @@ class SparseTrainer(transformers.Trainer):
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """One backward pass; returns its share of the step's loss."""
+        """The gradient of an optimizer step, in one pass or several; returns the step's loss."""
         model.train()
         inputs = self._prepare_inputs(inputs)
-        batch, chunks = cast(Batch, inputs), inputs["chunks"]
-        count = int(self.current_gradient_accumulation_steps)
-        at = Pass(self.state.global_step, self._pass, count)
-        self._pass = (self._pass + 1) % count
+        batch, chunks, step = cast(Batch, inputs), inputs["chunks"], self.state.global_step
         if len(chunks) > 1:
             return cached_backward(
                 [lambda chunk=chunk: model(batch, chunk) for chunk in chunks],  # type: ignore[misc]
-                lambda queries, documents: self.objective(queries, documents, batch, at) / count,
+                lambda queries, documents: self.objective(queries, documents, batch, step),
                 self.accelerator.backward,
                 no_sync=lambda: self.accelerator.no_sync(model),
             )
         queries, documents = model(batch, chunks[0])
-        loss: Tensor = self.objective(queries, documents, batch, at) / count
+        loss: Tensor = self.objective(queries, documents, batch, step)
         self.accelerator.backward(loss)
         return loss.detach()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[Any]:
         options = self.config.training
-        length = options.steps * options.batch_size * options.accumulate * n_processes()
+        length = options.steps * options.queries_a_step * n_processes()
         return ExampleSampler(cast(TrainingSet, self.train_dataset), length, options.seed)
 
     # --- logs and validation -------------------------------------------------------------------
@@ -240,8 +241,7 @@ def training_arguments(config: TrainConfig, folder: Path, *, validating: bool) -
     arguments = transformers.TrainingArguments(
         output_dir=str(folder),
         max_steps=options.steps,
-        per_device_train_batch_size=options.batch_size,
-        gradient_accumulation_steps=options.accumulate,
+        per_device_train_batch_size=options.queries_a_step,
         learning_rate=options.learning_rate,
         lr_scheduler_type="constant_with_warmup" if options.schedule == "constant" else options.schedule,
         warmup_steps=options.warmup,
