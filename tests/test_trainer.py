@@ -14,7 +14,9 @@ from lsr.errors import InputError
 from lsr.methods import build_encoder
 from lsr.training import trainer as trainer_module
 from lsr.training.checkpoints import checkpoints
-from lsr.training.train import plan, train
+from lsr.training.distillation import EnsembleScorer
+from lsr.training.teachers import load_teacher
+from lsr.training.train import open_training_set, plan, train
 from lsr.training.trainer import Pair, log_line
 from lsr.training.validation import Validation
 
@@ -209,6 +211,53 @@ def test_a_folder_that_is_in_use_is_refused(collection, model, tmp_path):
         train(tiny_config(tmp_path, collection, model, output=str(foreign)), progress=False)
 
 
+class Counting(EnsembleScorer):
+    """Notes how many batches were scored."""
+
+    batches = 0
+
+    def __call__(self, examples):
+        self.batches += 1
+        return super().__call__(examples)
+
+
+def test_teachers_on_the_fly(collection, model, tmp_path, interrupt, monkeypatch):
+    """A student of two real teachers; a run that was interrupted goes on with the same teachers, and no others."""
+
+    def config(name):
+        (tmp_path / name).mkdir(exist_ok=True)
+        data = {"train": [str(collection / "scored.jsonl")], "negatives": 2, "cache": str(tmp_path / "cache")}
+        changes = {"loss": {"name": "kl"}, "data": data, "training": {"steps": 6, "evaluate_every": 2}}
+        return tiny_config(tmp_path / name, collection, model, validation=VALIDATION, **changes)
+
+    data = open_training_set(config("a"), scored=False)
+    (tables,) = data.tables
+    teachers = [
+        load_teacher(name, spec, tables.queries, tables.documents, tmp_path / "vectors", device="cpu")
+        for name, spec in {"bm25": "bm25", "own": str(model)}.items()
+    ]
+
+    def scorer(*weights):
+        return Counting(data, [teachers], weights or None)
+
+    assert scorer(2, 1).identity == scorer(2.0, 1.0).identity != scorer().identity
+    asked = scorer(2, 1)
+    asked.prepare()
+    whole = train(config("a"), scorer=asked, progress=False)
+    assert asked.batches == 6
+    assert losses(whole) != losses(train(config("other"), scorer=scorer(1, 9), progress=False))
+
+    interrupt(5)
+    with pytest.raises(Interrupted):
+        train(config("b"), scorer=scorer(2, 1), progress=False)
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="holds a run with other teachers on the fly: train with the same scorer"):
+        train(config("b"), scorer=scorer(1, 2), progress=False)
+    with pytest.raises(InputError, match="holds a run with other teachers on the fly"):
+        train(config("b"), progress=False)
+    assert losses(train(config("b"), scorer=scorer(2, 1), progress=False)) == losses(whole)
+
+
 # --- validation and checkpoints ----------------------------------------------------------------
 
 
@@ -243,6 +292,20 @@ def test_checkpoints_are_averaged(collection, model, tmp_path, average, which):
         expected = sum(seen[i][name].double() for i in which) / 2
         torch.testing.assert_close(parameter, expected.float())
     assert run.metrics == {"ndcg@10": 0.7}, "measured anew"
+
+
+def test_tensorboard_shows_what_the_log_shows(collection, model, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = tiny_config(tmp_path, collection, model, validation=VALIDATION, training={"steps": 3})
+    run = train(config, progress=False)
+    (file,) = (tmp_path / "run/checkpoints/runs").rglob("events.out.tfevents.*")
+    events = EventAccumulator(str(file))
+    events.Reload()
+    shown = {name: [event.value for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    for name in ("ranking_loss", "documents_nnz", "documents_lambda", "queries_flops"):
+        assert shown[f"train/{name}"] == pytest.approx([line[name] for line in run.history if name in line])
+    assert shown["eval/ndcg@10"] == pytest.approx([run.metrics["ndcg@10"]])
 
 
 def test_the_card_says_where_the_encoder_is_from(collection, model, tmp_path):

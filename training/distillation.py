@@ -8,6 +8,7 @@ The scores of each teacher are kept beside the training file that carries the ta
 candidate in the order of its rows, so that other weights need no teacher again.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -185,7 +186,7 @@ def write_manifest(out: str | os.PathLike[str], fields: Mapping[str, Any]) -> No
 
 
 class EnsembleScorer:
-    """Teacher scores on the fly: the ``scorer`` of `lsr.training.data.Collator`.
+    """Teacher scores on the fly: the ``scorer`` of `lsr.training.train.train` and `lsr.training.data.Collator`.
 
     Teachers that encode each text once should be prepared for the rows of the set (`prepare`): then a batch
     is a gather and a dot product, also in a worker process. Cross-encoders run a transformer for each batch.
@@ -213,6 +214,13 @@ class EnsembleScorer:
         self.weights = weights
         self.scale = scale
         self._tables = training_set.tables
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of teachers, weights and scale: equal for two scorers that give equal targets."""
+        who = [[[teacher.name, teacher.identity] for teacher in of_source] for of_source in self.teachers]
+        weights = None if self.weights is None else list(map(float, self.weights))
+        return hashlib.sha256(json.dumps([who, weights, self.scale]).encode()).hexdigest()
 
     def prepare(self, *, progress: bool = False) -> None:
         """Encode what the rows of the set need; random documents of the corpus, if any, follow when drawn."""

@@ -61,7 +61,8 @@ def train(
     Args:
         config: from `lsr.training.config.load_config`.
         validate: instead of the config's validation; its number "ndcg@10" says which checkpoint is best.
-        scorer: teacher scores on the fly, instead of those of the training files.
+        scorer: teacher scores on the fly, instead of those of the training files (`EnsembleScorer`). A run is resumed
+            with the scorer that it began with: one of the same ``identity``, or of the same name where it has none.
         progress: show bars and log lines on stderr.
 
     Raises:
@@ -71,7 +72,7 @@ def train(
     from lsr.methods import build_encoder
 
     output = Path(config.output)
-    last = resumable(config)
+    last = resumable(config, scorer)
     torch.manual_seed(config.training.seed)  # new heads are initialized at random
     encoder = build_encoder(config.encoder_table, device="cpu" if config.training.device == "cpu" else None)
     validate = validate or Validation.of(config)
@@ -88,7 +89,7 @@ def train(
     )
     main = trainer.is_world_process_zero()
     if main:
-        _write_run(output, config, "unfinished")
+        _write_run(output, config, "unfinished", scorer=_identity(scorer))
     began = time.monotonic()
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
     facts = {
@@ -98,20 +99,20 @@ def train(
         "seconds": time.monotonic() - began,
     }
     weights, metrics = _choose_weights(trainer, output / CHECKPOINT_FOLDER)
-    folder = output / ENCODER_FOLDER
+    folder, history = output / ENCODER_FOLDER, trainer.state.log_history
     if main:
         forget_fingerprints(encoder)
         encoder.save(folder, overwrite=True)
         write_card(folder, config, facts, metrics, weights)
-        _write_run(output, config, "finished", metrics=metrics, history=trainer.state.log_history, **facts)
-    return TrainedRun(folder, metrics, trainer.state.log_history, trainer.state.global_step)
+        _write_run(output, config, "finished", scorer=_identity(scorer), metrics=metrics, history=history, **facts)
+    return TrainedRun(folder, metrics, history, trainer.state.global_step)
 
 
-def resumable(config: TrainConfig) -> Path | None:
+def resumable(config: TrainConfig, scorer: Scorer | None = None) -> Path | None:
     """The checkpoint that a training would go on from; None for a new one, or one that has no checkpoint yet.
 
     Raises:
-        InputError: the output folder holds something else, a finished run, or a run of another config.
+        InputError: the output folder holds something else, a finished run, or a run of another config or scorer.
     """
     output = Path(config.output)
     if not output.exists():
@@ -125,12 +126,17 @@ def resumable(config: TrainConfig) -> Path | None:
         raise InputError(f"{output} is not empty and holds no training: choose another folder (output=…)")
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
-        state, fingerprint, old = run["state"], run["fingerprint"], run["config"]
+        state, fingerprint, old, teachers = run["state"], run["fingerprint"], run["config"], run.get("scorer")
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise FormatError(f"{path} is damaged: choose another folder (output=…)") from error
     if fingerprint != config.fingerprint():
         changes = ", ".join(_differences(old, config.as_dict())) or "its defaults"
         raise InputError(f"{output} holds a run of another config ({changes}): choose another folder (output=…)")
+    if teachers != _identity(scorer):
+        raise InputError(
+            f"{output} holds a run with {'other' if teachers else 'no'} teachers on the fly: train with the same "
+            "scorer, or choose another folder (output=…)"
+        )
     if state == "finished":
         raise InputError(f"{output} holds a finished run of this config: choose another folder (output=…), or use it")
     return next(reversed(checkpoints(output / CHECKPOINT_FOLDER).values()), None)
@@ -181,6 +187,14 @@ def plan(config: TrainConfig) -> str:
         f"output      {config.output}",
     ]
     return "\n".join(lines)
+
+
+def _identity(scorer: Scorer | None) -> str | None:
+    """What tells one scorer from another: its identity, or its name where it has none."""
+    if scorer is None:
+        return None
+    named = scorer if hasattr(scorer, "__qualname__") else type(scorer)
+    return str(getattr(scorer, "identity", f"{named.__module__}.{named.__qualname__}"))
 
 
 def forget_fingerprints(encoder: Encoder) -> None:
