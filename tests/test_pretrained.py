@@ -281,3 +281,35 @@ def test_dtype_from_the_command_line(tmp_path, checkpoint):
     assert main([str(part) for part in command]) == 0
     expected = lsr.load_encoder(checkpoint, dtype="bfloat16").encode_documents(["a cat sat on the mat"])
     assert read_vectors(tmp_path / "v").vectors.toarray().tolist() == expected.toarray().tolist()
+
+
+def test_a_hub_id_is_fetched_at_its_revision(monkeypatch, checkpoint):
+    """Without a network: what would be asked of the hub, and what becomes of its answer."""
+    import huggingface_hub
+
+    asked = []
+
+    def fetch(name, *, revision, allow_patterns):
+        asked.append((name, revision))
+        assert "*.safetensors" in allow_patterns
+        assert not any(pattern.endswith((".py", ".bin", ".pt")) for pattern in allow_patterns), "no code, no pickle"
+        return str(checkpoint)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    encoder = lsr.load_encoder("owner/name", revision="abc123", device="cpu")
+    assert encoder.fingerprint == lsr.load_encoder(checkpoint, device="cpu").fingerprint
+    assert (encoder.source, encoder.revision) == ("owner/name", "abc123")
+    sides = {side: {"head": "mlm", "max_length": 16} for side in ("documents", "queries")}
+    built = lsr.build_encoder({"backbone": "owner/name", "revision": "abc123", **sides}, device="cpu")
+    assert built.revision == "abc123"
+    assert asked == [("owner/name", "abc123")] * 2
+
+    def refuse(*_, **__):
+        raise huggingface_hub.errors.RevisionNotFoundError("no such revision", response=Response())
+
+    class Response:
+        headers, request = {}, None
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(InputError, match="'owner/name' is no folder here and could not be fetched .*no such revision"):
+        lsr.load_encoder("owner/name", revision="wrong")

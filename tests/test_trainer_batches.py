@@ -127,6 +127,32 @@ def in_two_processes(script, folder, argument):
     subprocess.run([*command, str(path), json.dumps(argument)], check=True, capture_output=True)
 
 
+def test_two_processes_resume_exactly(collection, tmp_path):
+    """Both of them stop in the middle of a step: dropout, data, df_flops' frequencies and λ go on as they were."""
+    dropping = write_model(tmp_path / "dropping", dropout=0.2)
+    steered = {"name": "flops", "weight": 0.05, "warmup": 4, "target_nnz": 20}
+    configs = []
+    for name in ("whole", "broken"):
+        (tmp_path / name).mkdir()
+        config = tiny_config(
+            tmp_path / name,
+            collection,
+            dropping,
+            regularizer={"documents": steered, "queries": {"name": "df_flops", "weight": 0.01}},
+            training={"steps": 6, "batch_size": 2, "evaluate_every": 3},
+        )
+        configs.append(config.as_dict())
+    in_two_processes(RESUMED, tmp_path, configs)
+    whole, broken = (json.loads((tmp_path / name / "run/run.json").read_text()) for name in ("whole", "broken"))
+    assert broken["state"] == "finished"
+    assert losses_of(broken) == losses_of(whole)
+    np.testing.assert_array_equal(vectors(tmp_path / "broken/run/encoder"), vectors(tmp_path / "whole/run/encoder"))
+
+
+def losses_of(manifest):
+    return [(line["loss"], line["documents_lambda"]) for line in manifest["history"] if "loss" in line]
+
+
 @pytest.mark.parametrize("chunk", [0, 1])
 def test_two_processes_train_as_one(collection, model, tmp_path, chunk):
     """Through torchrun and DDP: the same global batches, the same regularizers, the same weights."""
