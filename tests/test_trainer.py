@@ -308,6 +308,23 @@ def test_tensorboard_shows_what_the_log_shows(collection, model, tmp_path):
     assert shown["eval/ndcg@10"] == pytest.approx([run.metrics["ndcg@10"]])
 
 
+def test_a_validation_shows_the_sparsity_of_both_sides(collection, model, tmp_path, capsys):
+    config = tiny_config(tmp_path, collection, model, validation=VALIDATION, training={"steps": 2})
+    run = train(config, progress=True)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "validation" in line]
+    for side in ("queries", "documents"):
+        seen = {name: run.metrics[f"{side}_{name}"] for name in ("nnz", "nnz_p50", "nnz_p99", "flops", "empty")}
+        counts = {name: run.metrics[f"{side}_{name}"] for name in ("dead_terms", "overused_terms")}
+        assert (
+            f"| {side} {seen['nnz']:.1f} terms (p50 {seen['nnz_p50']:.0f}, p99 {seen['nnz_p99']:.0f}), "
+            f"FLOPS {seen['flops']:.4g}, {seen['empty']:.1%} empty, {counts['dead_terms']:.0f} dead and "
+            f"{counts['overused_terms']:.0f} over-used terms"
+        ) in line
+    card = (run.folder / "README.md").read_text()
+    for words in ("FLOPS of the queries", "terms that no document has", "terms per query (median)"):
+        assert f"| {words}" in card
+
+
 def test_the_card_says_where_the_encoder_is_from(collection, model, tmp_path):
     config = tiny_config(tmp_path, collection, model, validation=VALIDATION, training={"steps": 2})
     run = train(config, progress=False)

@@ -353,7 +353,7 @@ class _Console(transformers.TrainerCallback):
 
 
 def log_line(step: int, steps: int, logs: Mapping[str, float]) -> str:
-    """One line for people: loss, and per side FLOPS, terms and λ; or the metrics of a validation."""
+    """One line for people: loss, and per side FLOPS, terms and λ; or nDCG and per side sparsity of a validation."""
     if "ranking_loss" in logs:
         sides = " | ".join(
             f"{side} {logs[f'{side}_nnz']:.1f} terms, FLOPS {logs[f'{side}_flops']:.4g}, λ {logs[f'{side}_lambda']:.3g}"
@@ -361,8 +361,15 @@ def log_line(step: int, steps: int, logs: Mapping[str, float]) -> str:
         )
         return f"step {step}/{steps}: loss {logs['loss']:.4f} (ranking {logs['ranking_loss']:.4f}) | {sides}"
     if "eval_ndcg@10" in logs:
-        sides = ", ".join(
-            f"{side} {logs[f'eval_{side}_nnz']:.1f} terms" for side in SIDES if f"eval_{side}_nnz" in logs
-        )
-        return f"step {step}/{steps}: validation nDCG@10 {logs['eval_ndcg@10']:.4f}" + (f" | {sides}" if sides else "")
+        parts = [_statistics(side, logs) for side in SIDES if f"eval_{side}_nnz_p50" in logs]
+        return " | ".join([f"step {step}/{steps}: validation nDCG@10 {logs['eval_ndcg@10']:.4f}", *parts])
     return ""
+
+
+def _statistics(side: str, logs: Mapping[str, float]) -> str:
+    """How sparse a side's vectors were in a validation."""
+    of = {name.removeprefix(f"eval_{side}_"): value for name, value in logs.items() if name.startswith(f"eval_{side}_")}
+    return (
+        f"{side} {of['nnz']:.1f} terms (p50 {of['nnz_p50']:.0f}, p99 {of['nnz_p99']:.0f}), FLOPS {of['flops']:.4g}, "
+        f"{of['empty']:.1%} empty, {of['dead_terms']:,.0f} dead and {of['overused_terms']:,.0f} over-used terms"
+    )
