@@ -147,6 +147,12 @@ def test_a_stop_names_its_cause(losses, documents, limit, message):
         check_health(7, losses, sides, {"documents": limit})
 
 
+def test_empty_vectors_of_a_fixed_side_are_not_laid_on_the_learning_rate():
+    sides = {"queries": values(nnz=0.2, empty=0.9) | {"lambda": 0.0}, "documents": values()}
+    with pytest.raises(TrainingStopped, match=r"queries vectors have 0.20 terms .*90%.* nothing .* trained: the table"):
+        check_health(7, {"ranking": 1.0}, sides, {}, {"queries": "the table"})
+
+
 def test_a_healthy_training_goes_on():
     check_health(7, {"ranking": 1.0}, {"queries": values(), "documents": values(nnz=9000.0)}, {"documents": None})
 
@@ -157,5 +163,11 @@ def test_the_limit_holds_after_the_warm_up():
     assert limit_of(regularizer, 1000, 401) == 250
     assert limit_of(Flops(0.1, warmup=100, max_nnz=40), 1000, 100) is None
     assert limit_of(Flops(0.1, warmup=100, max_nnz=40), 1000, 101) == 40
-    assert limit_of(Flops(0.0), 1000, 1000) is None
-    assert limit_of(None, 1000, 1000) is None
+    assert limit_of(Flops(0.0, max_nnz=40), 1000, 1) == 40, "a limit without a penalty"
+
+
+def test_a_side_without_a_regularizer_has_a_limit_too():
+    assert limit_of(None, 1000, 200) is None
+    assert limit_of(None, 1000, 201) == 250
+    assert limit_of(None, 1000, 201, dense=True) is None
+    assert limit_of(Flops(0.1, max_nnz=40), 1000, 201, dense=True) == 40

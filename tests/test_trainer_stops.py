@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_training import tiny_config, write_collection, write_model
 
-from lsr.errors import InputError
+from lsr.errors import InputError, LsrWarning
 from lsr.training.sparsity import TrainingStopped
 from lsr.training.train import train
 
@@ -78,6 +78,15 @@ def test_a_collapse_is_stopped(collection, model, tmp_path):
     )
     with pytest.raises(TrainingStopped, match=r"collapsed to .* regularizer"):
         train(config, progress=False)
+
+
+def test_an_idf_table_without_the_texts_terms_is_named(collection, model, tmp_path):
+    (tmp_path / "idf.json").write_text('{"[MASK]": 1.0}')
+    encoder = {"queries": {"head": "lookup", "idf": str(tmp_path / "idf.json"), "max_length": 16}}
+    config = tiny_config(tmp_path, collection, model, encoder=encoder, regularizer={"queries": None})
+    with pytest.warns(LsrWarning), pytest.raises(TrainingStopped, match=r"IDF table \(encoder.queries.idf\)") as caught:
+        train(config, progress=False)
+    assert "learning_rate" not in str(caught.value)
 
 
 def test_a_runaway_is_stopped(collection, model, tmp_path):

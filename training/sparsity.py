@@ -5,8 +5,9 @@ shows on the device, without waiting for it, and `LambdaController` steers λ th
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from lsr.errors import LsrError
+from lsr.training.regularizers import Regularizer
 
 #: A term that more than this share of the vectors has is over-used.
 OVERUSED = 0.5
@@ -180,7 +182,11 @@ class SideMonitor:
 
 
 def check_health(
-    step: int, losses: dict[str, float], sides: dict[str, dict[str, float]], limits: dict[str, float | None]
+    step: int,
+    losses: dict[str, float],
+    sides: dict[str, dict[str, float]],
+    limits: dict[str, float | None],
+    fixed: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Stop a training that cannot recover.
 
@@ -189,6 +195,7 @@ def check_health(
         losses: "ranking" and whatever else is summed up, as means since the last check.
         sides: by side, what `SideMonitor.take` gave.
         limits: by side, the most terms a vector may have on average; None where there is no limit yet.
+        fixed: by side that has nothing to train, what to look at when its vectors are empty.
 
     Raises:
         TrainingStopped: a value is NaN or infinite, vectors collapsed to zero, or ran away.
@@ -212,6 +219,11 @@ def check_health(
             )
     for side, values in sides.items():
         now = f"{values['nnz']:,.2f} terms on average at λ = {values['lambda']:.3g}"
+        if values["nnz"] < COLLAPSED and side in fixed:
+            raise TrainingStopped(
+                f"step {step}: the {side} vectors have {values['nnz']:,.2f} terms on average, {values['empty']:.0%} of "
+                f"them are empty, and nothing of this side is trained: {fixed[side]}"
+            )
         if values["nnz"] < COLLAPSED:
             cure = f"lower regularizer.{side}.weight, lengthen its warmup, or " if values["lambda"] else ""
             raise TrainingStopped(
@@ -222,17 +234,23 @@ def check_health(
         if limit is not None and values["nnz"] > limit:
             raise TrainingStopped(
                 f"step {step}: the {side} vectors ran away to {now}, more than {limit:,.0f} after the warm-up of λ: "
-                f"raise regularizer.{side}.weight, or its max_nnz"
+                f"raise regularizer.{side}.weight, or its max_nnz (without a regularizer, give one)"
             )
 
 
-def limit_of(regularizer: Any, vocabulary_size: int, step: int) -> float | None:
-    """The most terms a side may have at a step: none during the warm-up, nor without a regularizer.
+def limit_of(regularizer: Regularizer | None, vocabulary_size: int, step: int, *, dense: bool = False) -> float | None:
+    """The most terms a side may have on average at a step; None where there is no limit yet.
 
-    Without ``max_nnz`` it is a share of the vocabulary, and λ gets as long again, and some steps more, to show effect.
+    That is ``max_nnz``, after the warm-up. Without it, and without a regularizer, it is a share of the vocabulary, and
+    λ gets its warm-up as long again, and some steps more, to show effect.
+
+    Args:
+        regularizer: of the side; None for none.
+        vocabulary_size: V.
+        step: optimizer steps done.
+        dense: the side's weights are nowhere zero while it is trained (softplus), so that only ``max_nnz`` counts.
     """
-    if regularizer is None or regularizer.weight == 0:
-        return None
-    if regularizer.max_nnz is not None:
-        return float(regularizer.max_nnz) if step > regularizer.warmup else None
-    return RUNAWAY * vocabulary_size if step > 2 * regularizer.warmup + PATIENCE else None
+    warmup = 0 if regularizer is None else regularizer.warmup
+    if regularizer is not None and regularizer.max_nnz is not None:
+        return float(regularizer.max_nnz) if step > warmup else None
+    return RUNAWAY * vocabulary_size if step > 2 * warmup + PATIENCE and not dense else None

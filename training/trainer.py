@@ -128,6 +128,11 @@ class SparseTrainer(transformers.Trainer):
         if progress and self.is_world_process_zero():
             self.add_callback(_Console(config))
         loss = _with_special_ids(config.loss, document_tokenizer)
+        self._fixed = {
+            side: f"check that the IDF table (encoder.{side}.idf) has weights for the terms of these texts"
+            for side in SIDES
+            if not any(parameter.requires_grad for parameter in getattr(self.model, side).parameters())
+        }
         sides = {side: self._side(side) for side in SIDES}
         self.objective: Objective = Objective(loss, sides["queries"], sides["documents"], arguments.device)
 
@@ -138,8 +143,7 @@ class SparseTrainer(transformers.Trainer):
 
     def _side(self, name: str) -> SideObjective:
         regularizer = getattr(self.config.regularizer, name)
-        module = getattr(self.model, name)
-        if regularizer is not None and not any(p.requires_grad for p in module.parameters()):
+        if regularizer is not None and name in self._fixed:
             raise InputError(f"regularizer.{name}: the weights of this side are fixed: leave its regularizer out")
         idf = None
         if regularizer is not None and regularizer.needs_idf:
@@ -188,11 +192,12 @@ class SparseTrainer(transformers.Trainer):
             for side, values in sides.items():
                 logs |= {f"{side}_{name}": value for name, value in values.items()}
             super().log(logs, start_time)
+            size = self.encoder.vocabulary_size
             limits = {
-                side: limit_of(getattr(self.config.regularizer, side), self.encoder.vocabulary_size, step)
+                side: limit_of(getattr(self.config.regularizer, side), size, step, dense=self._is_dense(side))
                 for side in SIDES
             }
-            check_health(step, {"ranking": ranking}, sides, limits)
+            check_health(step, {"ranking": ranking}, sides, limits, self._fixed)
         else:
             super().log(logs, start_time)
 
