@@ -62,6 +62,12 @@ def find_folder(source: str | os.PathLike[str], revision: str | None = None) -> 
     return _download(name, revision)
 
 
+def is_hub_id(source: str) -> bool:
+    """Whether ``source`` is read as a hub id (OWNER/NAME): it is no folder, and looks like none."""
+    looks_local = source.startswith((".", "/", "~", PACKAGE)) or source.count("/") != 1
+    return not looks_local and not Path(source).is_dir()
+
+
 def _in_package(name: str) -> Path:
     package, _, inside = name.partition("/")
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
@@ -76,12 +82,11 @@ def _in_package(name: str) -> Path:
 
 
 def _download(source: str, revision: str | None) -> Path:
-    looks_local = source.startswith((".", "/", "~")) or source.count("/") != 1
     if source == "bm25":
         raise InputError(
             "bm25 is no saved encoder: it is fitted to a corpus, with lsr.Bm25() or lsr index --model bm25"
         )
-    if looks_local:
+    if not is_hub_id(source):
         raise InputError(f"the encoder folder {source} does not exist: check the path")
     hub = optional_import("huggingface_hub", "encode", f"{source!r} is no folder here; fetching it from the hub")
     try:

@@ -52,7 +52,7 @@ def _train(options: argparse.Namespace) -> None:
     for module in ("torch", "transformers", "accelerate", "safetensors"):
         optional_import(module, "train", "training an encoder")
     from lsr.training.config import load_config
-    from lsr.training.train import plan, resumable, train
+    from lsr.training.train import check, plan, resumable, train
 
     config = load_config(options.config, options.overrides)
     checkpoint = resumable(config)
@@ -60,6 +60,7 @@ def _train(options: argparse.Namespace) -> None:
     if checkpoint is not None:
         print(f"resuming    {checkpoint}", file=sys.stderr)
     if options.dry_run:
+        check(config)
         return
     run = train(config)
     if options.json:

@@ -15,11 +15,12 @@ docs/encoders.md lists heads and options.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from lsr.checkpoint import HEAD_INITS, find_folder, has_mlm_head, load_backbone
+from lsr.checkpoint import HEAD_INITS, find_folder, has_mlm_head, is_hub_id, load_backbone
 from lsr.encoder import Encoder, TextEncoder
 from lsr.errors import InputError, optional_import
 from lsr.lookup import LookupEncoder, read_idf
@@ -72,12 +73,8 @@ def build_encoder(config: Mapping[str, Any], *, device: str | None = None) -> En
         FormatError: the backbone cannot be read, or lacks a masked-LM head where one is needed.
         MismatchError: the IDF table is of another tokenizer.
     """
-    _refuse_unknown(config, ENCODER_OPTIONS, "encoder")
-    documents, queries = (_read_side(config, name) for name in ("documents", "queries"))
-    source = _text(config, "backbone", "encoder")
-    shared = config.get("shared", True)
-    if not isinstance(shared, bool):
-        raise InputError(f"encoder.shared must be true or false: got {shared!r}")
+    documents, queries = check_encoder_table(config)
+    source, shared = config["backbone"], config.get("shared", True)
     optional_import("torch", "encode", "building an encoder to train")
     folder = find_folder(source, config.get("revision"))
     heads = [documents.head, queries.head]
@@ -95,11 +92,40 @@ def build_encoder(config: Mapping[str, Any], *, device: str | None = None) -> En
     return Encoder(first, second, source=str(source), revision=config.get("revision"))
 
 
+def check_encoder_table(config: Mapping[str, Any]) -> tuple[_Side, _Side]:
+    """The documents' and the queries' side of an ``encoder`` table; no file is looked at.
+
+    Raises:
+        InputError: an unknown, missing or contradictory option.
+    """
+    _refuse_unknown(config, ENCODER_OPTIONS, "encoder")
+    _text(config, "backbone", "encoder")
+    documents, queries = (_read_side(config, name) for name in ("documents", "queries"))
+    if not isinstance(config.get("shared", True), bool):
+        raise InputError(f"encoder.shared must be true or false: got {config['shared']!r}")
+    if config.get("head_init", "checkpoint") not in HEAD_INITS:
+        raise InputError(f"encoder.head_init is {config['head_init']!r}: choose from {', '.join(HEAD_INITS)}")
+    return documents, queries
+
+
+def check_encoder_files(config: Mapping[str, Any]) -> None:
+    """Whether what an ``encoder`` table names is there; nothing is loaded or fetched, hub ids are not looked up.
+
+    Raises:
+        InputError: the backbone or an IDF table is missing, or the backbone has no masked-LM head where one is needed.
+    """
+    sides = check_encoder_table(config)
+    for side in sides:
+        idf = side.options.get("idf", "uniform")
+        if idf != "uniform" and not Path(idf).is_file():
+            raise InputError(f"encoder.{side.name}.idf: {idf} is missing: write one with lsr idf")
+    if not is_hub_id(config["backbone"]):
+        _head_source(config, find_folder(config["backbone"]), tuple(side.head for side in sides))
+
+
 def _head_source(config: Mapping[str, Any], folder: Any, heads: tuple[str, ...]) -> str | None:
     """Where the masked-LM head of a backbone with these sparse heads comes from."""
     head_init = config.get("head_init", "checkpoint")
-    if head_init not in HEAD_INITS:
-        raise InputError(f"encoder.head_init is {head_init!r}: choose from {', '.join(HEAD_INITS)}")
     if not set(heads) & set(WITH_MLM_HEAD):
         return None
     if head_init == "checkpoint" and not has_mlm_head(folder):

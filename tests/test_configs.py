@@ -115,6 +115,7 @@ def overrides(path, output, collection, model, idf, expansions):
         given.append(f"encoder.queries.idf={idf}")
     if "negatives = " in text:
         given.append("data.negatives=3")
+    given += [f"{table}.warmup=2" for table in re.findall(r"^\[(regularizer\.\w+)\]", text, re.MULTILINE)]
     if "base = " in text:
         write_base_scores(collection, output.parent, load_config(path).data.base)
     if "[[data.more]]" in text:

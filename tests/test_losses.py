@@ -170,7 +170,7 @@ def test_missing_teacher_scores_are_refused(name):
 
 @pytest.mark.parametrize("make", [lambda: Contrastive(temperature=0), lambda: Kl(teacher_scale=-1)])
 def test_impossible_options_are_refused(make):
-    with pytest.raises(InputError, match="must be above 0"):
+    with pytest.raises(InputError, match="must be finite and above 0"):
         make()
 
 

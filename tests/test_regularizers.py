@@ -163,6 +163,11 @@ def test_float32_under_autocast(name):
         (lambda: Flops(1, warmup=-1), "0 steps or more"),
         (lambda: Flops(0, target_nnz=10), "both must be above 0"),
         (lambda: DfFlops(1, alpha=1), "alpha"),
+        (lambda: Flops(1, target_nnz=math.nan), "both must be above 0"),
+        (lambda: Flops(1, max_nnz=-1), "max_nnz must be a number above 0"),
+        (lambda: Flops(1, max_nnz=math.inf), "max_nnz must be a number above 0"),
+        (lambda: Flops(1, target_nnz=10, max_nnz=9), "is below target_nnz = 10"),
+        (lambda: L0Flops(1, threshold=-1), "0 terms or more"),
     ],
 )
 def test_impossible_options_are_refused(make, message):

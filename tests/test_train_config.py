@@ -1,6 +1,7 @@
 """Configs: defaults, types, overrides, and a sentence with the key's path for what is wrong."""
 
 import dataclasses
+import math
 
 import pytest
 
@@ -9,21 +10,22 @@ from lsr.training.config import TrainConfig, TrainingOptions, load_config, name_
 from lsr.training.losses import Contrastive, Kl, MarginMse
 from lsr.training.regularizers import Flops, L0Flops
 
-LEAST = {"backbone": "model", "data": {"collection": "data"}}
+ENCODER = {"documents": {"head": "mlm"}, "queries": {"head": "mlm"}}
+LEAST = {"backbone": "model", "data": {"collection": "data"}, "encoder": ENCODER}
 
 
 def with_keys(**tables):
     return parse(LEAST | tables)
 
 
-def test_only_backbone_and_collection_have_no_default():
+def test_only_backbone_collection_and_heads_have_no_default():
     config = parse(LEAST)
     assert config.training == TrainingOptions()
     assert config.loss == Contrastive()
     assert config.regularizer.documents is None
     assert config.validation is None
     assert config.data.parts[0].files == ("data/qrels/train.tsv",)
-    assert config.encoder_table == {"backbone": "model"}
+    assert config.encoder_table == {"backbone": "model"} | ENCODER
 
 
 def test_tables_become_dataclasses():
@@ -31,13 +33,13 @@ def test_tables_become_dataclasses():
         loss={"name": "kl", "temperature": 2},
         regularizer={"documents": {"name": "l0_flops", "weight": 0.08, "warmup": 10, "threshold": 99}},
         data={"collection": "c", "train": "rows.jsonl", "negatives": 7},
-        encoder={"documents": {"head": "mlm"}},
+        encoder={"documents": {"head": "mlm"}, "queries": {"head": "binary"}},
     )
     assert config.loss == Kl(temperature=2.0)
     assert isinstance(config.loss.temperature, float)
     assert config.regularizer.documents == L0Flops(0.08, warmup=10, threshold=99)
     assert config.data.parts[0].files == ("rows.jsonl",)
-    assert config.encoder_table == {"backbone": "model", "documents": {"head": "mlm"}}
+    assert config.encoder_table == {"backbone": "model"} | ENCODER | {"queries": {"head": "binary"}}
     assert name_of(config.loss) == "kl"
 
 
@@ -75,12 +77,18 @@ def test_configs_are_frozen_and_come_back_from_their_dict():
         ({"loss": {"name": "pairwise_cross_entropy", "temperature": 1}}, "the key loss.temperature is unknown"),
         ({"loss": {"temperature": 1}}, "the key loss.name is missing: choose one of contrastive"),
         ({"loss": {"name": "hinge"}}, "loss.name = 'hinge' is unknown: choose one of contrastive"),
-        ({"loss": {"name": "contrastive", "temperature": -1}}, "loss.temperature must be above 0"),
+        ({"loss": {"name": "contrastive", "temperature": -1}}, "loss.temperature must be finite and above 0"),
+        ({"loss": {"name": "kl", "temperature": math.inf}}, "loss.temperature = inf: a finite number is needed"),
         ({"loss": 3}, "the key loss.name is missing"),
         ({"training": {"steps": 1.5}}, "training.steps = 1.5: an integer is needed"),
         ({"training": {"steps": True}}, "training.steps = True: an integer is needed"),
-        ({"training": {"learning_rate": "fast"}}, "training.learning_rate = 'fast': a number is needed"),
+        ({"training": {"learning_rate": "fast"}}, "training.learning_rate = 'fast': a finite number is needed"),
         ({"training": {"learning_rate": 0}}, "training.learning_rate = 0.0"),
+        ({"training": {"learning_rate": math.inf}}, "training.learning_rate = inf: a finite number is needed"),
+        ({"training": {"learning_rate": math.nan}}, "training.learning_rate = nan: a finite number is needed"),
+        ({"training": {"weight_decay": math.nan}}, "training.weight_decay = nan: a finite number is needed"),
+        ({"training": {"seed": -1}}, "training.seed = -1: must be 0 or more"),
+        ({"training": {"seed": 2**32}}, "training.seed = 4294967296: must be below 2^32"),
         ({"training": {"schedule": "step"}}, "training.schedule = 'step': choose one of 'linear', 'cosine'"),
         ({"training": {"precision": "float16"}}, "training.precision = 'float16': choose one of"),
         ({"training": {"batch_size": 0}}, "training.batch_size = 0: must be 1 or more"),
@@ -99,6 +107,27 @@ def test_configs_are_frozen_and_come_back_from_their_dict():
             "the key regularizer.documents.threshold is unknown",
         ),
         ({"regularizer": {"documents": {"name": "flops", "weight": -1}}}, "regularizer.documents: the weight"),
+        (
+            {"regularizer": {"documents": {"name": "flops", "weight": 1, "max_nnz": -3}}},
+            "regularizer.documents: max_nnz must be a number above 0: got -3",
+        ),
+        (
+            {"regularizer": {"documents": {"name": "flops", "weight": 1, "target_nnz": 50, "max_nnz": 20}}},
+            "regularizer.documents: max_nnz = 20 is below target_nnz = 50",
+        ),
+        (
+            {"regularizer": {"documents": {"name": "l0_flops", "weight": 1, "threshold": -1}}},
+            "regularizer.documents: the threshold of l0_flops must be 0 terms or more: got -1",
+        ),
+        ({"encoder": {}}, "the config has no table encoder.documents: give one with a head"),
+        ({"encoder": ENCODER | {"head": "mlm"}}, "encoder has no option 'head': choose from"),
+        (
+            {"encoder": ENCODER | {"queries": {"head": "mlm", "pool": "max"}}},
+            "encoder.queries has no option 'pool' with head = 'mlm': choose from head, max_length, pooling",
+        ),
+        ({"encoder": ENCODER | {"queries": {"head": "lookup"}}}, "encoder.queries.idf is missing: give a file"),
+        ({"encoder": ENCODER | {"shared": "yes"}}, "encoder.shared must be true or false: got 'yes'"),
+        ({"encoder": ENCODER | {"head_init": "new"}}, "encoder.head_init is 'new': choose from checkpoint"),
         ({"validation": {"queries": 0}}, "validation.queries = 0: must be 1 or more"),
     ],
 )
@@ -116,6 +145,8 @@ def test_a_wrong_key_is_named_by_its_path(tables, message):
         ({"data": {"collection": "d", "base_weight": 2}}, "data.base_weight = 2.0 without data.base"),
         ({"data": {"collection": "d", "base": "b", "base_weight": 0}}, "data.base_weight = 0.0: must be above 0"),
         ({"encoder": {"backbone": "b"}}, "encoder.backbone"),
+        ({"loss": {"name": "contrastive", "in_batch": False}}, "data.negatives = 0 with loss.in_batch = false"),
+        ({"training": {"batch_size": 1}}, "data.negatives = 0 with training.batch_size = 1"),
         ({"training": {"chunk": 4, "accumulate": 2}}, "training.chunk = 4 and training.accumulate = 2"),
         ({"training": {"chunk": 32}}, "training.chunk = 32 is not below training.batch_size = 32"),
         ({"training": {"average": "last"}}, "training.average = 'last' with training.keep = 1"),
@@ -128,12 +159,19 @@ def test_contradictory_keys_are_refused(tables, message):
     assert message in str(caught.value)
 
 
+def test_small_batches_that_have_something_to_learn_are_taken():
+    with_keys(training={"batch_size": 1, "accumulate": 2})
+    with_keys(training={"batch_size": 1}, data={"collection": "c", "negatives": 1})
+    with_keys(loss={"name": "contrastive", "in_batch": False}, data={"collection": "c", "negatives": 1})
+
+
 @pytest.fixture
 def file(tmp_path):
     path = tmp_path / "method.toml"
     path.write_text(
         '# lsr train method.toml\nbackbone = "model"\n[data]\ncollection = "data"\nnegatives = 1\n'
-        '[loss]\nname = "contrastive"\n[validation]\nqueries = 10\n',
+        '[loss]\nname = "contrastive"\n[validation]\nqueries = 10\n'
+        '[encoder.queries]\nhead = "mlm"\n[encoder.documents]\nhead = "mlm"\n',
         encoding="utf-8",
     )
     return path
@@ -152,7 +190,7 @@ def test_overrides(file):
         "backbone=../shared/models/splade-tiny",
         "output = elsewhere",
         "data.train=['a.jsonl', 'b.jsonl']",
-        "encoder.documents.head=mlm",
+        "encoder.documents.head=mlp",
         "encoder.shared=false",
         "training.learning_rate=1e-4",
         "validation=none",
@@ -162,7 +200,7 @@ def test_overrides(file):
     assert config.loss == Contrastive(temperature=2.0)
     assert (config.backbone, config.output) == ("../shared/models/splade-tiny", "elsewhere")
     assert config.data.parts[0].files == ("a.jsonl", "b.jsonl")
-    assert config.encoder == {"documents": {"head": "mlm"}, "shared": False}
+    assert config.encoder == {"documents": {"head": "mlp"}, "queries": {"head": "mlm"}, "shared": False}
     assert config.training.learning_rate == 1e-4
     assert config.validation is None
 

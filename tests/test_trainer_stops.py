@@ -6,7 +6,7 @@ from tiny_training import tiny_config, write_collection, write_model
 
 from lsr.errors import InputError, LsrWarning
 from lsr.training.sparsity import TrainingStopped
-from lsr.training.train import train
+from lsr.training.train import check, train
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,45 @@ def test_idf_flops_needs_an_idf_table(collection, model, tmp_path):
     regularizer = {"documents": {"name": "idf_flops", "weight": 0.1}}
     with pytest.raises(InputError, match="needs queries with an IDF table"):
         train(tiny_config(tmp_path, collection, model, regularizer=regularizer), progress=False)
+
+
+def test_a_warm_up_longer_than_the_training_is_said(collection, model, tmp_path):
+    flops = {"name": "flops", "weight": 0.01, "warmup": 9}
+    config = tiny_config(tmp_path, collection, model, regularizer={"queries": flops}, training={"warmup": 20})
+    with pytest.warns(LsrWarning) as said:
+        check(config)
+    assert [str(warning.message).split(":")[0] for warning in said] == [
+        "regularizer.queries.warmup = 9 is more than training.steps = 8",
+        "training.warmup = 20 is more than training.steps = 8",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("encoder", "backbone", "message"),
+    [
+        (
+            {"queries": {"head": "lookup", "idf": "no/idf.json"}},
+            None,
+            r"queries.idf: no/idf.json is missing: write one",
+        ),
+        ({}, "no/such/folder", "no/such/folder does not exist"),
+        ({}, "package:no_such/model", "package:no_such/model does not exist"),
+        ({}, "body", "has no masked-LM head"),
+    ],
+)
+def test_a_dry_run_sees_what_is_missing(collection, model, tmp_path, encoder, backbone, message):
+    if backbone == "body":
+        backbone = str(write_model(tmp_path / "body", kind="BertModel"))
+    changes = {"backbone": backbone} if backbone else {}
+    with pytest.raises(InputError, match=message):
+        check(tiny_config(tmp_path, collection, model, encoder=encoder, **changes))
+
+
+def test_a_hub_id_is_not_fetched_by_a_dry_run(collection, model, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("fetched"))
+    check(tiny_config(tmp_path, collection, model, backbone="owner/name"))
 
 
 def test_cuda_is_refused_where_there_is_none(collection, model, tmp_path, monkeypatch):

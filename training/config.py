@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import os
 import tomllib
 import types
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from lsr.errors import FormatError, InputError
+from lsr.methods import check_encoder_table
 from lsr.training.losses import LOSSES, Contrastive, Loss
 from lsr.training.regularizers import REGULARIZERS, Regularizer
 
@@ -36,7 +38,7 @@ class MoreData:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.weight > 0:
+        if not 0 < self.weight < math.inf:
             raise InputError(f"data.more: weight = {self.weight}: must be above 0")
 
     @property
@@ -74,7 +76,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _at_least(0, "data.negatives", self.negatives)
-        if not self.base_weight > 0:
+        if not 0 < self.base_weight < math.inf:
             raise InputError(f"data.base_weight = {self.base_weight}: must be above 0")
         if self.base is None and self.base_weight != 1:
             raise InputError(f"data.base_weight = {self.base_weight} without data.base: name the teacher")
@@ -167,11 +169,14 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "log_every", "keep"):
             _at_least(1, f"training.{name}", getattr(self, name))
-        for name in ("chunk", "warmup", "evaluate_every", "workers", "weight_decay"):
+        for name in ("chunk", "warmup", "evaluate_every", "workers", "weight_decay", "seed"):
             _at_least(0, f"training.{name}", getattr(self, name))
-        if not self.learning_rate > 0 or not self.clip > 0:
+        if self.seed >= 2**32:
+            raise InputError(f"training.seed = {self.seed}: must be below 2^32")
+        if not (0 < self.learning_rate < math.inf and 0 < self.clip < math.inf):
             raise InputError(
-                f"training.learning_rate = {self.learning_rate} and training.clip = {self.clip}: both must be above 0"
+                f"training.learning_rate = {self.learning_rate} and training.clip = {self.clip}: both must be finite "
+                "and above 0"
             )
         if self.chunk and self.accumulate > 1:
             raise InputError(
@@ -221,11 +226,23 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if "backbone" in self.encoder:
             raise InputError("encoder.backbone: the backbone is a key of its own, above all tables: backbone = …")
+        check_encoder_table(self.encoder_table)
         if self.loss.needs_negatives and not self.data.negatives:
             raise InputError(
                 f"data.negatives = 0 with loss.name = {name_of(self.loss)!r}: this loss compares a query's own "
                 "documents, give it 1 negative or more"
             )
+        if isinstance(self.loss, Contrastive) and not self.data.negatives:
+            if not self.loss.in_batch:
+                raise InputError(
+                    "data.negatives = 0 with loss.in_batch = false: nothing is left to tell the positive from, give it "
+                    "1 negative or more"
+                )
+            if self.training.queries_a_step == 1:
+                raise InputError(
+                    "data.negatives = 0 with training.batch_size = 1: a batch of one query has no in-batch negatives, "
+                    "use a larger batch or give it 1 negative or more"
+                )
         if self.data.base is not None and not self.loss.needs_negatives:
             raise InputError(
                 f"data.base = {self.data.base!r} with loss.name = {name_of(self.loss)!r}: base scores are known for a "
@@ -344,12 +361,13 @@ def _parse_value(kind: Any, value: Any, path: str) -> Any:
         return dict(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+    wrong = not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
+    if wrong or (kind is float and not math.isfinite(value)):
         raise InputError(f"{path} = {value!r}: {_NOUNS[kind]} is needed")
     return value
 
 
-_NOUNS = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
+_NOUNS = {int: "an integer", float: "a finite number", str: "a string", bool: "true or false"}
 
 
 def _parse_table(cls: Any, value: Any, path: str) -> Any:
@@ -397,5 +415,5 @@ def _plain(value: Any) -> Any:
 
 
 def _at_least(least: int, name: str, value: float) -> None:
-    if value < least:
+    if not least <= value < math.inf:
         raise InputError(f"{name} = {value}: must be {least} or more")

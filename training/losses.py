@@ -6,6 +6,7 @@ under autocast too. In the formulas s_ij is the score of document j of query i, 
 batch has base scores, those of a fixed part that the encoder will be joined with, s_ij is the sum of both.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -217,8 +218,8 @@ def _recall_error(weights: Tensor, here: Tensor, there: Tensor) -> Tensor:
 
 
 def _positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise InputError(f"loss.{name} must be above 0: got {value}")
+    if not 0 < value < math.inf:
+        raise InputError(f"loss.{name} must be finite and above 0: got {value}")
 
 
 #: Name in a config → class.

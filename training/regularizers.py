@@ -83,10 +83,17 @@ class Regularizer:
     def __post_init__(self) -> None:
         if not (self.weight >= 0 and math.isfinite(self.weight)):
             raise InputError(f"the weight of a regularizer must be a number from 0 on: got {self.weight}")
-        if self.target_nnz is not None and not (self.target_nnz > 0 and self.weight > 0):
+        if self.target_nnz is not None and not (0 < self.target_nnz < math.inf and self.weight > 0):
             raise InputError(
                 f"target_nnz = {self.target_nnz} with weight = {self.weight}: both must be above 0, "
                 "as λ starts at the weight"
+            )
+        if self.max_nnz is not None and not 0 < self.max_nnz < math.inf:
+            raise InputError(f"max_nnz must be a number above 0: got {self.max_nnz}")
+        if self.max_nnz is not None and self.target_nnz is not None and self.max_nnz < self.target_nnz:
+            raise InputError(
+                f"max_nnz = {self.max_nnz:g} is below target_nnz = {self.target_nnz:g}: training would stop at its "
+                "target, raise max_nnz"
             )
         if self.warmup < 0:
             raise InputError(f"the warmup of a regularizer must be 0 steps or more: got {self.warmup}")
@@ -130,6 +137,11 @@ class L0Flops(Regularizer):
     """
 
     threshold: int = 150
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.threshold < 0:
+            raise InputError(f"the threshold of l0_flops must be 0 terms or more: got {self.threshold}")
 
     def rows(self, vectors: Tensor, idf: Tensor | None = None) -> Tensor:
         """Vectors with few terms are zeroed."""
@@ -179,7 +191,7 @@ class DfFlops(Regularizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (0 < self.alpha < 1 and self.beta > 0):
+        if not (0 < self.alpha < 1 and 0 < self.beta < math.inf):
             raise InputError(f"df_flops has alpha = {self.alpha} and beta = {self.beta}: 0 < alpha < 1 and beta > 0")
 
     def factors(self, idf: Tensor | None = None, frequency: Tensor | None = None) -> Tensor | None:

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, cast
 import torch
 
 from lsr.encoder import Encoder
-from lsr.errors import FormatError, InputError
+from lsr.errors import FormatError, InputError, LsrWarning
 from lsr.expansion import expand
 from lsr.files import replacing
 from lsr.training.card import commit, versions, write_card
@@ -72,6 +73,7 @@ def train(
     from lsr.methods import build_encoder
 
     output = Path(config.output)
+    check(config)
     last = resumable(config, scorer)
     torch.manual_seed(config.training.seed)  # new heads are initialized at random
     encoder = build_encoder(config.encoder_table, device="cpu" if config.training.device == "cpu" else None)
@@ -106,6 +108,30 @@ def train(
         write_card(folder, config, facts, metrics, weights)
         _write_run(output, config, "finished", scorer=_identity(scorer), metrics=metrics, history=history, **facts)
     return TrainedRun(folder, metrics, history, trainer.state.global_step)
+
+
+def check(config: TrainConfig) -> None:
+    """What can be seen before anything is loaded; `train` does it, and ``lsr train --dry-run``.
+
+    A warm-up that is longer than the training is an `LsrWarning`: it is common in short trials.
+
+    Raises:
+        InputError: the backbone or an IDF table is missing.
+    """
+    from lsr.methods import check_encoder_files
+
+    check_encoder_files(config.encoder_table)
+    steps = config.training.steps
+    tables = {f"regularizer.{side}": getattr(config.regularizer, side) for side in ("queries", "documents")}
+    for name, table in {**tables, "training": config.training}.items():
+        if table is not None and table.warmup > steps:
+            what = "the learning rate" if name == "training" else "λ"
+            warnings.warn(
+                f"{name}.warmup = {table.warmup} is more than training.steps = {steps}: {what} never gets to its full "
+                f"value, lower the warmup",
+                LsrWarning,
+                stacklevel=3,
+            )
 
 
 def resumable(config: TrainConfig, scorer: Scorer | None = None) -> Path | None:
