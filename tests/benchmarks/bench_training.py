@@ -2,15 +2,19 @@
 
     python tests/benchmarks/bench_training.py --collection ../shared/data/debian-packages --json training.json
     python tests/benchmarks/bench_training.py --device cpu --tiny        # does it run?
+    python tests/benchmarks/bench_training.py --encode-only --weights ../shared/models/splade-tiny --encode 64
 
 Random weights: BERT-base, and 6 layers 384 wide. Pairs (short, long description), contrastive loss with in-batch
 negatives plus FLOPS on both sides, AdamW, bfloat16 autocast on CUDA. Both systems run inside their own trainer, both
 on top of transformers.Trainer; timed are the steps after the first ones, the device synchronized at both ends. Ours
 has tokenized the texts before, once, which is timed apart. Encoding: from texts to sparse vectors in host memory.
+--encode-only times that alone, with the same weights in both systems, whose vectors are compared first; on a CPU in
+CPU time too, for busy machines.
 """
 
 import argparse
 import gc
+import itertools
 import json
 import shutil
 import statistics
@@ -26,6 +30,7 @@ import transformers
 
 from lsr.corpus import find_file, read_corpus, read_queries
 from lsr.methods import build_encoder
+from lsr.pretrained import load_encoder
 from lsr.run import read_qrels
 from lsr.training.config import parse
 from lsr.training.train import open_training_set
@@ -41,6 +46,7 @@ UNITS = {
     "pairs_per_second": "pairs/s",
     "peak_gib": "GiB peak",
     "documents_per_second": "documents/s",
+    "documents_per_cpu_second": "documents/s of CPU time",
     "documents_per_second_bf16": "documents/s (bfloat16)",
     "tokenize_seconds": "s of tokenizing before",
 }
@@ -83,8 +89,10 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory(prefix="bench-training-") as name:
-        options.collection = without_repeats(options.collection, Path(name) / "collection")
-        results = {shape: bench(shape, options, device, Path(name)) for shape in options.models}
+        if not options.encode_only:
+            options.collection = without_repeats(options.collection, Path(name) / "collection")
+        one = bench_encoding if options.encode_only else bench
+        results = {shape: one(shape, options, device, Path(name)) for shape in options.models}
     report = {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
         "versions": versions(),
@@ -109,9 +117,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--encode", type=int, default=4_096, help="documents encoded a turn")
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--encode-only", action="store_true", help="time encoding alone")
+    parser.add_argument("--weights", type=Path, help="with --encode-only: a masked-LM folder instead of random weights")
     parser.add_argument("--tiny", action="store_true", help="a smoke test: everything small")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if options.weights and not options.encode_only:
+        parser.error("--weights is for --encode-only")
+    if options.weights:
+        options.models = [options.weights.name]
     if options.tiny:
         options.models, options.batch, options.length = ["tiny"], 8, 64
         options.steps, options.skip, options.turns, options.encode, options.workers = 3, 1, 2, 64, 0
@@ -149,10 +163,47 @@ def bench(shape: str, options: argparse.Namespace, device: torch.device, scratch
             if device.type == "cuda":
                 torch.cuda.empty_cache()
             print(f"{shape:<8} turn {turn + 1} {system:<22} {line(turns[system][-1])}", flush=True)
+    for row in turns["lsr"]:  # the first turn tokenizes, later ones find it done
+        row["tokenize_seconds"] = turns["lsr"][0]["tokenize_seconds"]
+    return summary(shape, turns)
+
+
+def bench_encoding(shape: str, options: argparse.Namespace, device: torch.device, scratch: Path) -> dict[str, Any]:
+    """Both systems encode the same documents with the same weights, turn by turn, after a turn that is not timed."""
+    import numpy as np
+    from sentence_transformers import SparseEncoder
+
+    model = options.weights or write_model(scratch / shape, SHAPES[shape], options)
+    corpus = read_corpus(options.collection, skip_repeats=True)
+    texts = [document.content for document in itertools.islice(corpus, options.encode)]
+    ours = load_encoder(model, device=device.type, document_max_length=options.length).documents
+    theirs = SparseEncoder(str(model), device=device.type)
+    theirs.max_seq_length = options.length
+    batch = 128 if device.type == "cuda" else 32
+    systems: dict[str, Callable[[], Any]] = {
+        "lsr": lambda: ours.encode(texts).vectors.toarray(),
+        "sentence-transformers": lambda: theirs.encode_document(
+            texts, batch_size=batch, show_progress_bar=False, save_to_cpu=True
+        ),
+    }
+    first, second = systems["lsr"](), systems["sentence-transformers"]().to_dense().numpy()
+    print(f"{shape}: {len(texts)} documents, max abs difference of weights {np.abs(first - second).max():.2e}")
+    systems["lsr"] = lambda: ours.encode(texts)
+    turns: dict[str, list[Row]] = {system: [] for system in systems}
+    for turn in range(options.turns):
+        for system, encode in systems.items():
+            began = time.process_time()
+            row = {"documents_per_second": len(texts) / seconds(encode, device)}
+            if device.type == "cpu":
+                row["documents_per_cpu_second"] = len(texts) / (time.process_time() - began)
+            turns[system].append(row)
+            print(f"{shape:<8} turn {turn + 1} {system:<22} {line(turns[system][-1])}", flush=True)
+    return summary(shape, turns)
+
+
+def summary(shape: str, turns: dict[str, list[Row]]) -> dict[str, Any]:
+    """Medians of the turns and their ratios, printed."""
     medians = {s: {key: statistics.median(turn[key] for turn in rows) for key in rows[0]} for s, rows in turns.items()}
-    medians["lsr"]["tokenize_seconds"] = max(
-        turn["tokenize_seconds"] for turn in turns["lsr"]
-    )  # later turns find it done
     ours, theirs = medians["lsr"], medians["sentence-transformers"]
     ratios = {key: ours[key] / value for key, value in theirs.items()}
     for system, row in medians.items():
@@ -283,11 +334,16 @@ def run_theirs(model: Path, options: argparse.Namespace, device: torch.device, f
 def rate(encode: Callable[[], object], count: int, device: torch.device) -> float:
     """Documents a second, after a run that is not timed."""
     encode()
+    return count / seconds(encode, device)
+
+
+def seconds(encode: Callable[[], object], device: torch.device) -> float:
+    """How long a call takes."""
     synchronize(device)
     began = time.perf_counter()
     encode()
     synchronize(device)
-    return count / (time.perf_counter() - began)
+    return time.perf_counter() - began
 
 
 def pairs(options: argparse.Namespace) -> tuple[list[str], list[str]]:
