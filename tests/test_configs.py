@@ -37,7 +37,11 @@ def test_a_config_opens_with_its_command_and_its_result(path):
     head = [line for line in path.read_text(encoding="utf-8").split("\n\n")[0].splitlines()]
     assert head[0] == f"# lsr train configs/{path.name}"
     assert all(line.startswith("# ") for line in head)
-    assert any(line.startswith("# result: ") for line in head)
+    (result,) = [i for i, line in enumerate(head) if line.startswith("# result: ")]
+    said = " ".join(line.removeprefix("#").strip() for line in head[result:])
+    assert re.search(r"nDCG@10 0\.\d+", said)
+    assert re.search(r"MRR@10 0\.\d+", said)
+    assert "not run" not in said
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
