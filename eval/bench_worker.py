@@ -21,6 +21,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
+#: A core that another system has just kept busy is slower for some milliseconds: its caches, and its clock after much
+#: arithmetic over vectors.
+WARM_S = 0.01
+
 
 class System(Protocol):
     """What an adapter of `lsr.eval.peers` and `lsr.eval.peers_text` offers.
@@ -128,10 +132,12 @@ def build(system: System, options: dict[str, Any], folder: str) -> dict[str, flo
 def measure(
     system: System, knobs: dict[str, Any], first: int, last: int, warm: int, rows: bool
 ) -> dict[str, list[Any] | None]:
-    """Time single queries, after ``warm`` of them were answered without being timed."""
+    """Time single queries, after ``warm`` of them, and `WARM_S` seconds, were answered without being timed."""
     call = system.searcher(knobs)
-    for query in range(first, min(first + warm, last)):
-        call(query)
+    begin, query = time.perf_counter(), first
+    while query < first + warm or time.perf_counter() - begin < WARM_S:
+        call(first + (query - first) % (last - first))
+        query += 1
     clock = time.perf_counter_ns
     micros, results = [], []
     for query in range(first, last):
