@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lsr.analyzer import Analyzer
-from lsr.encoder import Advance, EncodedRows, Encoder, LightSide
+from lsr.encoder import Advance, EncodedRows, Encoder, LightSide, add_to_table
 from lsr.errors import FormatError, InputError
 from lsr.records import Document
 from lsr.vectors import SparseRows
@@ -272,19 +272,44 @@ class Bm25Documents(_Bm25Side):
 
 
 class Bm25Queries(_Bm25Side):
-    """Term counts times IDF."""
+    """Term counts times IDF.
+
+    Args:
+        vocabulary, parameters: of the documents.
+        idf: float32 of shape (vocabulary_size,).
+        learned: float32 of the same shape, added to the IDF, that of any collection; None for nothing.
+    """
 
     kind = "bm25-queries"
 
-    def __init__(self, vocabulary: AnyVocabulary, parameters: Bm25, idf: NDArray[np.float32]) -> None:
+    def __init__(
+        self,
+        vocabulary: AnyVocabulary,
+        parameters: Bm25,
+        idf: NDArray[np.float32],
+        learned: NDArray[np.float32] | None = None,
+    ) -> None:
         super().__init__(vocabulary, parameters)
-        if idf.shape != (self.vocabulary_size,):
-            raise FormatError(f"the IDF table has {idf.shape} weights for {self.vocabulary_size:,} terms")
+        for table in (idf, learned):
+            if table is not None and table.shape != (self.vocabulary_size,):
+                raise FormatError(f"the IDF table has {table.shape} weights for {self.vocabulary_size:,} terms")
         self.idf = idf
+        self.learned = learned
+        self._table = idf if learned is None else add_to_table(idf, learned)
+
+    @property
+    def table(self) -> NDArray[np.float32]:
+        return self._table
+
+    def adjusted(self, changes: NDArray[Any]) -> "Bm25Queries":
+        if not self.adapts:
+            return Bm25Queries(self.vocabulary, self.parameters, add_to_table(self.idf, changes))
+        learned = changes if self.learned is None else self.learned + changes
+        return Bm25Queries(self.vocabulary, self.parameters, self.idf, learned.astype(np.float32))
 
     def encode_rows(self, texts: Sequence[str], advance: Advance | None = None) -> EncodedRows:
         counts, _ = self._count(texts, advance)
-        counts.data *= self.idf[counts.indices]
+        counts.data *= self.table[counts.indices]
         return EncodedRows(counts, 0)
 
     @property
@@ -293,20 +318,27 @@ class Bm25Queries(_Bm25Side):
 
     def in_collection(self, frequency: NDArray[np.int64], n_documents: int) -> "Bm25Queries":
         own = robertson_idf(frequency, n_documents)
-        return Bm25Queries(self.vocabulary, self.parameters, (1 - OWN_IDF) * self.idf + OWN_IDF * own)
+        return Bm25Queries(self.vocabulary, self.parameters, (1 - OWN_IDF) * self.idf + OWN_IDF * own, self.learned)
+
+    def config(self) -> dict[str, Any]:
+        return {**super().config(), **({} if self.learned is None else {"learned": True})}
 
     def save_files(self, folder: Path) -> None:
         super().save_files(folder)
         np.save(folder / "idf.npy", self.idf, allow_pickle=False)
+        if self.learned is not None:
+            np.save(folder / "learned.npy", self.learned, allow_pickle=False)
 
     def _statistics(self) -> str:
-        return hashlib.sha256(self.idf.tobytes()).hexdigest()
+        learned = b"" if self.learned is None else self.learned.tobytes()
+        return hashlib.sha256(self.idf.tobytes() + learned).hexdigest()
 
     @classmethod
     def load(cls, folder: Path, config: dict[str, Any]) -> "Bm25Queries":
         """Read what `save_files` wrote."""
         idf = np.load(folder / "idf.npy", allow_pickle=False)
-        return cls(*_load(folder, config), idf)
+        learned = np.load(folder / "learned.npy", allow_pickle=False) if config.get("learned") else None
+        return cls(*_load(folder, config), idf, learned)
 
 
 def _load(folder: Path, config: dict[str, Any]) -> tuple[AnyVocabulary, Bm25]:

@@ -1,9 +1,7 @@
 """``lsr mine | distill | join``: training files with hard negatives and with teachers' scores; two encoders as one."""
 
 import argparse
-import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 import lsr
-from lsr.cli_options import add_command, encoder_of, model_options
+from lsr.cli_options import add_command, cache_of, cache_option, encoder_of, model_options, named_numbers
 from lsr.errors import InputError
 from lsr.run import Ranking
 
@@ -89,11 +87,6 @@ def add_commands(commands: Any) -> None:
         help="keep the first document of an id that is used twice")  # fmt: skip
 
 
-def cache_option(command: argparse.ArgumentParser) -> None:
-    """The option --cache; see `_cache_of`."""
-    command.add_argument("--cache", metavar="DIR", help="keep texts and teachers' vectors here for later calls")
-
-
 def _mine(options: argparse.Namespace) -> None:
     from lsr.corpus import find_file
     from lsr.training.mine import mine_to_file
@@ -105,7 +98,7 @@ def _mine(options: argparse.Namespace) -> None:
     home = Path(options.collection)
     qrels = lsr.read_qrels(home / "qrels" / f"{options.split}.tsv")
     corpus = lsr.read_corpus(home, skip_repeats=options.skip_repeats)
-    with _cache_of(options) as cache:
+    with cache_of(options) as cache:
         queries = query_table(cache, home, skip_repeats=options.skip_repeats)
         documents = document_table(cache, corpus)
         more: dict[str, Any] = {"text_of": lambda doc_id: documents.text(int(documents.rows_of([doc_id])[0]))}
@@ -225,7 +218,7 @@ def _distill(options: argparse.Namespace) -> None:
     check_training_target(options.out)
     specs = _named(options.teacher)
     weights = {name: 1.0 for name in specs} | _weights(options.weight, specs)
-    with _cache_of(options) as cache:
+    with cache_of(options) as cache:
         source = Source(options.training_file, options.collection, skip_repeats=options.skip_repeats)
         tables = source.open(cache)
         scores, identities = {}, {}
@@ -296,23 +289,8 @@ def _named(given: list[str]) -> dict[str, str]:
 
 
 def _weights(given: list[str], specs: dict[str, str]) -> dict[str, float]:
-    weights = {}
-    for text in given:
-        name, _, number = text.partition("=")
-        try:
-            weights[name] = float(number)
-        except ValueError as error:
-            raise InputError(f"--weight {text!r} is not understood: write NAME=NUMBER, as in bm25=.5") from error
+    weights = named_numbers("--weight", given)
+    for name in weights:
         if name not in specs:
-            raise InputError(f"--weight {text!r} names no teacher: they are {', '.join(specs)}")
+            raise InputError(f"--weight {name}={weights[name]:g} names no teacher: they are {', '.join(specs)}")
     return weights
-
-
-@contextmanager
-def _cache_of(options: argparse.Namespace) -> Iterator[Path]:
-    """The folder of --cache; without it one beside the output, deleted when the work is done."""
-    out = Path(options.out)
-    cache = Path(options.cache) if options.cache else out.with_name(f".{out.name}.cache")
-    yield cache
-    if not options.cache:
-        shutil.rmtree(cache, ignore_errors=True)

@@ -2,7 +2,9 @@
 
 import argparse
 import json
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,6 +128,33 @@ def _cut(text: str) -> int | float:
 def json_option(command: argparse.ArgumentParser) -> None:
     """The option --json."""
     command.add_argument("--json", metavar="FILE", help="write the result as JSON; - for stdout")
+
+
+def cache_option(command: argparse.ArgumentParser) -> None:
+    """The option --cache; see `cache_of`."""
+    command.add_argument("--cache", metavar="DIR", help="keep texts and vectors here for later calls")
+
+
+@contextmanager
+def cache_of(options: argparse.Namespace) -> Iterator[Path]:
+    """The folder of --cache; without it one beside the output, deleted when the work is done."""
+    out = Path(options.out)
+    cache = Path(options.cache) if options.cache else out.with_name(f".{out.name}.cache")
+    yield cache
+    if not options.cache:
+        shutil.rmtree(cache, ignore_errors=True)
+
+
+def named_numbers(option: str, given: list[str]) -> dict[str, float]:
+    """The values of an option that is given as NAME=NUMBER, any number of times."""
+    numbers = {}
+    for text in given:
+        name, _, number = text.partition("=")
+        try:
+            numbers[name] = float(number)
+        except ValueError as error:
+            raise InputError(f"{option} {text!r} is not understood: write NAME=NUMBER, as in bm25=.5") from error
+    return numbers
 
 
 def encoder_of(options: argparse.Namespace) -> "Encoder | Bm25":

@@ -1,12 +1,26 @@
-"""``lsr train | expand | export``: from a config to a trained encoder, what some methods train on, other forms."""
+"""``lsr train | tune-queries | expand | export``: a trained encoder, a learned query table, expansions, other forms."""
 
 import argparse
 import sys
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from lsr.cli_options import add_command, corpus_argument, encoder_of, json_option, model_options, write_json
+from lsr.cli_options import (
+    add_command,
+    cache_of,
+    cache_option,
+    corpus_argument,
+    encoder_of,
+    json_option,
+    model_options,
+    named_numbers,
+    write_json,
+)
 from lsr.corpus import read_corpus
 from lsr.errors import InputError, optional_import
+
+if TYPE_CHECKING:
+    from lsr.training.data import Source
 
 
 def add_commands(commands: Any) -> None:
@@ -19,6 +33,31 @@ def add_commands(commands: Any) -> None:
     train.add_argument("--dry-run", action="store_true", help="print what would be done, and stop")
     json_option(train)
     train.set_defaults(resumes=lambda options: True)
+
+    tune = add_command(commands, "tune-queries", _tune_queries,
+        "Learn the query table of an inference-free encoder; documents stay what they are.",
+        "lsr tune-queries lsr-tiny data/medquad data/squad-train=mined.jsonl.gz --out models/tuned")  # fmt: skip
+    tune.add_argument("encoder", metavar="MODEL", help="a folder or hub id whose queries are looked up in a table")
+    tune.add_argument("sources", nargs="+", metavar="COLLECTION[=FILE]",
+        help="BEIR folder, its qrels/train.tsv or a training FILE (docs/distillation.md)")  # fmt: skip
+    tune.add_argument("--out", required=True, metavar="DIR", help="the encoder's folder to write")
+    tune.add_argument("--overwrite", action="store_true", help="replace DIR if it exists")
+    tune.add_argument("--shrinkage", type=float, default=10.0, metavar="F",
+        help="how strongly a weight is held where it was, as so many queries (default 10)")  # fmt: skip
+    tune.add_argument("--candidates", type=int, default=64, metavar="N",
+        help="best-ranked documents that a query is compared over (default 64)")  # fmt: skip
+    tune.add_argument("--queries", type=int, default=20_000, metavar="N",
+        help="at most so many of a collection (default 20,000; 0 for all)")  # fmt: skip
+    tune.add_argument("--weight", action="append", default=[], metavar="COLLECTION=F",
+        help="of the queries of a collection, by its folder's name (default 1)")  # fmt: skip
+    tune.add_argument("--seed", type=int, default=0, help="of the choice of queries (default 0)")
+    tune.add_argument("--document-max-length", type=int, metavar="N", help="tokens of a document that are learned from")
+    tune.add_argument("--dtype", default="float32", metavar="TYPE", help="of weights on disk, as in lsr export")
+    tune.add_argument("--device", help="cpu, cuda, … (default: cuda where there is one)")
+    tune.add_argument("--skip-repeats", action="store_true",
+        help="keep the first document or query of an id that is used twice")  # fmt: skip
+    cache_option(tune)
+    tune.set_defaults(resumes=lambda options: True)
 
     expand = add_command(commands, "expand", _expand,
         "Write expansions of documents: the heaviest terms that a SPLADE model adds to them.",
@@ -70,6 +109,43 @@ def _train(options: argparse.Namespace) -> None:
         if name in run.metrics:
             print(f"{name:<14} {run.metrics[name]:.4f}")
     print(f"{'encoder':<14} {run.folder}")
+
+
+def _tune_queries(options: argparse.Namespace) -> None:
+    for module in ("torch", "safetensors"):
+        optional_import(module, "train", "learning from training files")
+    from lsr.files import check_target
+    from lsr.pretrained import load_encoder
+    from lsr.training.query_table import TuningOptions, tune_queries
+
+    check_target(options.out, overwrite=options.overwrite)
+    tuning = TuningOptions(options.shrinkage, options.candidates, queries=options.queries or None, seed=options.seed)
+    sources = _sources(options)
+    lengths = {"document_max_length": options.document_max_length}
+    encoder = load_encoder(options.encoder, device=options.device, **lengths)
+    with cache_of(options) as cache:
+        tuned = tune_queries(encoder, sources, tuning, cache=cache, progress=True)
+    kept = load_encoder(options.encoder, device="cpu") if options.document_max_length else encoder
+    kept.adjusted(tuned.changes).save(options.out, overwrite=options.overwrite, dtype=options.dtype)
+    changed = int((abs(tuned.changes) > 0.01).sum())
+    print(f"{tuned.queries:,} queries: loss {tuned.before:.4f} before, {tuned.after:.4f} after")
+    print(f"{changed:,} weights changed by more than .01, in {options.out}")
+
+
+def _sources(options: argparse.Namespace) -> "list[Source]":
+    """The sources that COLLECTION[=FILE] and --weight name."""
+    from lsr.training.data import Source
+
+    weights = named_numbers("--weight", options.weight)
+    sources = []
+    for text in options.sources:
+        home, _, file = text.partition("=")
+        path = Path(file) if file else Path(home) / "qrels" / "train.tsv"
+        weight = weights.pop(Path(home).name, 1.0)
+        sources.append(Source(path, home, weight=weight, skip_repeats=options.skip_repeats))
+    if weights:
+        raise InputError(f"--weight names {next(iter(weights))!r}, which is none of the collections' folders")
+    return sources
 
 
 def _expand(options: argparse.Namespace) -> None:

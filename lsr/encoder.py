@@ -29,6 +29,9 @@ FORMAT_VERSION = 1
 DTYPES = ("float32", "float16", "bfloat16")
 STORED_DTYPES = (*DTYPES, "int8")
 
+#: Of its weight in a query table, what a term keeps at least when the table is adjusted: it stays in the vectors.
+KEPT_SHARE = 0.01
+
 #: Told how many texts were finished: a progress bar's ``update``.
 Advance: TypeAlias = Callable[[int], object]
 
@@ -114,6 +117,19 @@ class LightSide(TextEncoder):
     def encode(self, texts: Sequence[str], advance: Advance | None = None) -> Encoded:  # noqa: D102
         rows, truncated = self.encode_rows(texts, advance)
         return Encoded(rows.to_csr(), truncated)
+
+    @property
+    def table(self) -> NDArray[np.float32]:
+        """What a term weighs that stands in a text once: float32 of shape (vocabulary_size,).
+
+        Raises:
+            InputError: that depends on the text.
+        """
+        raise InputError(f"{self.kind} has no table of weights: only look-up and BM25 queries can be tuned")
+
+    def adjusted(self, changes: NDArray[Any]) -> "LightSide":
+        """The side with ``changes``, of shape (vocabulary_size,), added to its `table`."""
+        raise InputError(f"{self.kind} has no table of weights: only look-up and BM25 queries can be tuned")
 
 
 class NeuralSide(TextEncoder):
@@ -203,6 +219,16 @@ class Encoder:
         """The same documents with another encoder's queries."""
         return Encoder(self.documents, other.queries)
 
+    def adjusted(self, changes: NDArray[Any]) -> "Encoder":
+        """The same documents, with ``changes`` of shape (vocabulary_size,) added to the table of the queries.
+
+        A term keeps a hundredth of its weight at least.
+
+        Raises:
+            InputError: the queries are no table.
+        """
+        return Encoder(self.documents, table_side(self.queries).adjusted(changes))
+
     def identity(self) -> dict[str, Any]:
         """What an index's manifest keeps: who made its vectors, and how to find it again."""
         return {
@@ -243,6 +269,23 @@ class Encoder:
             shared = None if queries_only else self.documents
             fields["queries"] = _save_side(folder, "queries", self.queries, dtype, shared)
         (folder / ENCODER_FILE).write_text(json.dumps(fields, indent=2), encoding="utf-8")
+
+
+def table_side(side: TextEncoder) -> LightSide:
+    """The side, if it is light.
+
+    Raises:
+        InputError: it runs a transformer.
+    """
+    if not isinstance(side, LightSide):
+        raise InputError(f"{side.kind} queries run a transformer and have no table of weights: train them (lsr train)")
+    return side
+
+
+def add_to_table(table: NDArray[np.float32], changes: NDArray[Any]) -> NDArray[np.float32]:
+    """A table with changes added to it; each term keeps `KEPT_SHARE` of its weight at least."""
+    changed: NDArray[np.float32] = np.maximum(table + changes, np.float32(KEPT_SHARE) * table).astype(np.float32)
+    return changed
 
 
 def _save_side(

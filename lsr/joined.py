@@ -27,6 +27,7 @@ from lsr.encoder import (
     LightSide,
     NeuralSide,
     TextEncoder,
+    table_side,
 )
 from lsr.errors import InputError, MismatchError
 from lsr.vectors import LARGEST, MAX_VOCABULARY, SparseRows
@@ -75,6 +76,12 @@ class JoinedEncoder(Encoder):
         if not isinstance(other, JoinedEncoder):
             return super().with_queries(other)  # which refuses it
         first, second = (mine.with_queries(its) for mine, its in zip(self.parts, other.parts, strict=True))
+        return JoinedEncoder(first, second, self.weight)
+
+    def adjusted(self, changes: NDArray[Any]) -> Encoder:
+        """As `Encoder.adjusted`: each part's queries have their own columns' changes."""
+        size = self.parts[0].vocabulary_size
+        first, second = self.parts[0].adjusted(changes[:size]), self.parts[1].adjusted(changes[size:])
         return JoinedEncoder(first, second, self.weight)
 
     def save_files(self, folder: Path, *, queries_only: bool = False, dtype: str = "float32") -> None:
@@ -159,6 +166,17 @@ class JoinedSide(TextEncoder):
 
 class LightJoinedSide(LightSide, JoinedSide):
     """The same of two light sides."""
+
+    @property
+    def table(self) -> NDArray[np.float32]:
+        first, second = map(table_side, self.parts)
+        return np.concatenate((first.table, np.float32(self.weight) * second.table))
+
+    def adjusted(self, changes: NDArray[Any]) -> LightSide:
+        first, second = map(table_side, self.parts)
+        size = first.vocabulary_size
+        own = first.adjusted(changes[:size]), second.adjusted(changes[size:] / self.weight)
+        return table_side(joined_side(*own, self.weight))
 
     def encode_rows(self, texts: Sequence[str], advance: Advance | None = None) -> EncodedRows:
         first, second = self.parts

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lsr.bm25 import robertson_idf
-from lsr.encoder import Advance, EncodedRows, Encoder, LightSide
+from lsr.encoder import Advance, EncodedRows, Encoder, LightSide, add_to_table
 from lsr.errors import FormatError, InputError, LsrWarning, MismatchError
 from lsr.files import replacing
 from lsr.records import Document
@@ -59,13 +59,21 @@ class LookupEncoder(LightSide):
         self._without = frozenset(np.flatnonzero(self._weights == 0).tolist())
         self.tokenizer = tokenizer.with_options(max_length, add_special_tokens=False)
         self.vocabulary_size = len(weights)
-        self.max_length = max_length
+        self.max_length: int = max_length
         self.counts = counts
 
     @property
     def weights(self) -> NDArray[np.float32]:
         """The table, non-negative, of shape (vocabulary_size,)."""
         return self._weights
+
+    @property
+    def table(self) -> NDArray[np.float32]:
+        return self.weights
+
+    def adjusted(self, changes: NDArray[Any]) -> "LookupEncoder":
+        weights = add_to_table(self.weights, changes)
+        return LookupEncoder(self.tokenizer, weights, self.max_length, counts=self.counts)
 
     def _weightless(self) -> frozenset[int]:
         """Terms without a weight."""

@@ -141,6 +141,13 @@ class SparseStore:
         part = slice(self._starts[row], self._starts[row] + self._counts[row])
         return self._terms[part], self._weights[part].astype(np.float32)
 
+    def matrix(self) -> csr_array:
+        """The vectors of all texts, float32 (n, vocabulary_size), in memory; all of them have to be encoded."""
+        vectors = [self.vector(row) for row in range(len(self._texts))]
+        terms, weights = (np.concatenate(part) for part in zip(*vectors, strict=True))
+        indptr = np.concatenate([[0], np.cumsum(self._counts)])
+        return csr_array((weights, terms.astype(np.int32), indptr), shape=(len(vectors), self._side.vocabulary_size))
+
     def dot(self, rows: NDArray[Any], query: Any) -> NDArray[np.float32]:
         """Dot products of rows with a vector as `vector` gives it, float32 (len(rows),)."""
         terms, weights = query
