@@ -58,3 +58,13 @@ def test_its_vectors_stay_what_they_are(encoder):
     heaviest = sorted(range(len(row)), key=lambda j: -row[j])[:5]
     expected = {"index": 1.31, "posting": 1.23, "blocks": 1.13, "cut": 1.06, "block": 1.0}
     assert {encoder.term(j): float(row[j]) for j in heaviest} == pytest.approx(expected, abs=0.02)
+
+
+def test_its_questions_weigh_what_was_learned(encoder):
+    """The word that says which answer is asked for, above those that all of its kind have."""
+    question = "What are the symptoms of Down syndrome?"
+    row = encoder.encode_queries([question])
+    weights = {encoder.queries.term_in(question, int(j)): float(w) for j, w in zip(row.indices, row.data, strict=True)}
+    assert weights["symptoms"] == pytest.approx(11.31, abs=0.01)
+    assert weights["symptom"] == pytest.approx(8.02, abs=0.01)
+    assert weights["syndrome"] < 1
