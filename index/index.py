@@ -226,15 +226,20 @@ class Index:
         reach = min(k, n)
         if candidates is not None or query_mass is not None:
             wanted = CANDIDATES_PER_HIT * reach if candidates is None else candidates
-            mass = QUERY_MASS if query_mass is None else float(query_mass)
-            setting = Setting("lists", {"candidates": wanted, "query_mass": mass})
+            setting, walk = EXACT, (max(wanted, reach), QUERY_MASS if query_mass is None else float(query_mass))
         else:
             setting = self._setting(exact, recall, query_cut, heap_factor, neighbours)
-        found = None
-        if setting.regime != "blocks" and is_plain_row(queries, self.manifest.vocabulary_size):
-            found = self._searcher.one(queries, reach, *setting.by_lists(self._searcher, reach))
+            walk = setting.walk(reach)
+        found, width = None, self.manifest.vocabulary_size
+        if walk and is_plain_row(queries, width):
+            found = self._searcher.one(queries, reach, *walk)
         if found is None:
-            found = setting.run(self._searcher, as_rows(queries, self.manifest.vocabulary_size), reach, threads)
+            vectors = as_rows(queries, width)
+            found = (
+                self._searcher.lists(vectors, reach, *walk, threads)
+                if walk
+                else setting.run(self._searcher, vectors, reach, threads)
+            )
         scores, rows, counts = found
         if reach < k:
             message = f"k = {k:,} is more than the {n:,} documents: every query gets at most {n:,} hits"

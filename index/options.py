@@ -28,7 +28,7 @@ def is_count(value: object) -> bool:
 
 def check_threads(threads: int | None) -> None:
     """Refuse a number of threads that is neither None (one per core) nor at least 1."""
-    if threads is not None and not is_count(threads):
+    if threads is not None and not (type(threads) is int and threads > 0) and not is_count(threads):
         raise InputError(f"threads must be an integer of at least 1, or None for one per core: got {threads!r}")
 
 

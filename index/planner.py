@@ -62,17 +62,18 @@ class Setting:
     def run(self, searcher: Searcher, queries: Queries, k: int, threads: int | None) -> Found:
         """Search this way for k hits."""
         knobs = self.knobs
-        if self.regime != "blocks":
-            return searcher.lists(queries, k, *self.by_lists(searcher, k), threads)
+        if walk := self.walk(k):
+            return searcher.lists(queries, k, *walk, threads)
         neighbours = int(knobs.get("neighbours", 0))
         return searcher.seismic(queries, k, knobs["query_cut"], knobs["heap_factor"], threads, neighbours)
 
-    def by_lists(self, searcher: Searcher, k: int) -> tuple[int, float]:
-        """The candidates, 0 in exact search, and the query's mass; of the regimes that walk lists."""
+    def walk(self, k: int) -> tuple[int, float] | None:
+        """The candidates for k hits, 0 in exact search, and the query's mass; None where no lists are walked."""
         if self.regime == "exact":
             return 0, EXACT_MASS
-        candidates = self.knobs.get("candidates") or round(self.knobs["candidates_per_hit"] * k)
-        return searcher.within(int(candidates), k), self.knobs["query_mass"]
+        if self.regime == "lists":
+            return max(k, round(self.knobs["candidates_per_hit"] * k)), self.knobs["query_mass"]
+        return None
 
     def __str__(self) -> str:
         knobs = ", ".join(f"{name}={value:g}" for name, value in self.knobs.items())

@@ -68,15 +68,11 @@ class Searcher:
 
     def pruned(self, queries: Queries, k: int, candidates: int, query_mass: float, threads: int | None = None) -> Found:
         """Top k of the ``candidates`` documents that look best by the query's heaviest lists, as `exact`."""
-        return self.lists(queries, k, self.within(candidates, k), query_mass, threads)
-
-    def within(self, candidates: int, k: int) -> int:
-        """At least k candidates, at most all documents."""
-        return min(max(candidates, k), self.segment.n_documents)
+        return self.lists(queries, k, max(candidates, k), query_mass, threads)
 
     def lists(self, queries: Queries, k: int, candidates: int, mass: float, threads: int | None) -> Found:
-        """`exact` with 0 candidates, which then walks ``mass`` of the lists at first; else `pruned`."""
-        knobs = candidates, mass, MOST_QUERY_TERMS, MOST_FOUND + 10 * k, k
+        """`exact` with 0 candidates, which then walks ``mass`` of the lists at first; with more, `pruned`."""
+        knobs = self._knobs(k, candidates, mass)
 
         def work(scratch: _Scratch, rows: tuple[Array, Array, Array], results: Found) -> None:
             if not JIT:
@@ -97,11 +93,14 @@ class Searcher:
         if not JIT:
             return None
         scores, hits, counts = np.empty(k, np.float32), np.empty(k, np.int64), np.empty(1, np.int64)
-        scratch = self._take()
-        knobs = candidates, mass, MOST_QUERY_TERMS, MOST_FOUND + 10 * k, k
-        taken = self._answer(scratch, (rows.indptr, rows.indices, rows.data), knobs, (scores, hits, counts))
+        scratch, arrays = self._take(), (rows.indptr, rows.indices, rows.data)
+        taken = self._answer(scratch, arrays, self._knobs(k, candidates, mass), (scores, hits, counts))
         self._free.append(scratch)
         return (scores.reshape(1, k), hits.reshape(1, k), counts) if taken else None
+
+    def _knobs(self, k: int, candidates: int, mass: float) -> tuple[Any, ...]:
+        """The scalars that `kernels.search_lists` takes: at most all documents are candidates."""
+        return min(candidates, self.segment.n_documents), mass, MOST_QUERY_TERMS, MOST_FOUND + 10 * k, k
 
     def _take(self) -> _Scratch:
         """Scratch for one call. It is not given back after an error: its arrays may not be clean."""
