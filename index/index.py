@@ -224,6 +224,7 @@ class Index:
         self._check_encoder(queries)
         n = self.manifest.n_documents
         reach = min(k, n)
+        walk: tuple[int, float] | None
         if candidates is not None or query_mass is not None:
             wanted = CANDIDATES_PER_HIT * reach if candidates is None else candidates
             setting, walk = EXACT, (max(wanted, reach), QUERY_MASS if query_mass is None else float(query_mass))

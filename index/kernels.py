@@ -73,8 +73,10 @@ def _offer(scores, rows, base, size, k, score, row):
 
 
 @kernel
-def _sort_hits(scores, rows, base, size):
-    """Turn the heap at ``base`` into a list, best first."""
+def _sort_hits(scores, rows, base, size, k):
+    """Turn the heap at ``base`` into a list of k, best first, the rest of it padding."""
+    scores[base + size : base + k] = -np.inf
+    rows[base + size : base + k] = -1
     for end in range(size - 1, 0, -1):
         scores[base], scores[base + end] = scores[base + end], scores[base]
         rows[base], rows[base + end] = rows[base + end], rows[base]
@@ -216,8 +218,11 @@ def _sort_descending(values, order, size):
 
 
 @kernel
-def _share(multipliers, order, n, mass):
-    """How many lists, in order, hold ``mass`` of the sum of what all can add, and what the others can."""
+def _share(matched, multipliers, order, n, mass, lists):
+    """How many lists, in order, hold ``mass`` of the sum of what all can add.
+
+    Returns that, what the others can add, and whether a dense one is among those.
+    """
     total = 0.0
     for i in range(n):
         total += multipliers[i]
@@ -226,19 +231,11 @@ def _share(multipliers, order, n, mass):
     while walked < n and reached < mass * total:
         reached += multipliers[order[walked]]
         walked += 1
-    beyond = np.int64(0)
+    beyond, any_dense = np.int64(0), False
     for i in range(walked, n):
         beyond += _most(multipliers[order[i]])
-    return walked, beyond
-
-
-@kernel
-def _any_dense(matched, order, walked, n, lists):
-    """Whether there is a dense list among those that are not walked."""
-    found = False
-    for i in range(walked, n):
-        found |= lists.kind[matched[order[i]]] == DENSE_LIST
-    return found
+        any_dense |= lists.kind[matched[order[i]]] == DENSE_LIST
+    return walked, beyond, any_dense
 
 
 @kernel
@@ -505,8 +502,8 @@ def search_lists(
                 matched, multipliers, priorities, order,
             )  # fmt: skip
             exact = candidates == 0
-            walked, beyond = _share(multipliers, order, n, mass)
-            reach = REACH * candidates if _any_dense(matched, order, walked, n, lists) else candidates
+            walked, beyond, look_up = _share(matched, multipliers, order, n, mass, lists)
+            reach = REACH * candidates if look_up else candidates
             while True:
                 wanted = k if exact else reach
                 margin = slack + beyond if exact else np.int64(0)
@@ -524,7 +521,7 @@ def search_lists(
             lifted, rounding = unit * (1 + (n + 2) * 2.0**-23), n * SMALLEST
             room = wanted - above + counts[level]
             n_top, n_found = _part(found_bounds, found_rows, n_found, level, room, lowest, top_bounds, top_rows)
-            if not exact and reach > candidates:
+            if not exact and look_up:
                 beyond = _refine(top_bounds, top_rows, n_top, matched, multipliers, order, walked, n, lists)
                 n_top = _rank(top_bounds, top_rows, n_top, candidates, counts)
             n_hits = _score_rows(
@@ -537,10 +534,8 @@ def search_lists(
                     k, hit_scores, hit_rows, base, n_hits,
                 )  # fmt: skip
         _spread(query_terms, query_weights, start, stop, scratch, np.float32(0))
-        _sort_hits(hit_scores, hit_rows, base, n_hits)
+        _sort_hits(hit_scores, hit_rows, base, n_hits, k)
         hit_counts[query] = n_hits
-        hit_scores[base + n_hits : base + k] = -np.inf
-        hit_rows[base + n_hits : base + k] = -1
 
 
 # --- from Python in one call -----------------------------------------------------------------------

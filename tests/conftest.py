@@ -124,3 +124,19 @@ TEXTS = [
 def cache_of_the_test(tmp_path_factory, monkeypatch):
     """Evaluation's cache of vectors and indexes, away from the user's."""
     monkeypatch.setenv("LSR_CACHE", str(tmp_path_factory.mktemp("lsr-cache")))
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny collection to train on, see `tiny_training`."""
+    from tiny_training import write_collection
+
+    return write_collection(tmp_path_factory.mktemp("collection") / "c")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny masked language model to start from, see `tiny_training`."""
+    from tiny_training import write_model
+
+    return write_model(tmp_path_factory.mktemp("model") / "m")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_training import tiny_config, write_collection, write_model
+from tiny_training import tiny_config
 
 from lsr.backbone import Backbone
 from lsr.methods import build_encoder
@@ -15,16 +15,6 @@ from lsr.training.data import Collator, Source, TrainingSet
 from lsr.training.trainer import Pair
 
 ALIKE = {side: {"head": "mlm", "max_length": 16} for side in ("queries", "documents")}
-
-
-@pytest.fixture(scope="module")
-def collection(tmp_path_factory):
-    return write_collection(tmp_path_factory.mktemp("collection") / "c")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("model") / "m")
 
 
 @given(st.lists(st.integers(0, 64), min_size=1, max_size=12), st.integers(0, 300))

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from tiny_training import VALIDATION, losses, tiny_config, write_collection, write_model
+from tiny_training import VALIDATION, losses, tiny_config, write_model
 
 import lsr
 from lsr.corpus import find_file, read_queries
@@ -19,16 +19,6 @@ from lsr.training.teachers import load_teacher
 from lsr.training.train import open_training_set, plan, train
 from lsr.training.trainer import Pair, log_line
 from lsr.training.validation import Validation
-
-
-@pytest.fixture(scope="module")
-def collection(tmp_path_factory):
-    return write_collection(tmp_path_factory.mktemp("collection") / "c")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("model") / "m")
 
 
 @pytest.fixture(scope="module")

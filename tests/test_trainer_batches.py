@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny_training import VALIDATION, losses, tiny_config, vectors, write_collection, write_model
+from tiny_training import VALIDATION, losses, tiny_config, vectors, write_model
 
 from lsr.methods import build_encoder
 from lsr.training.regularizers import REGULARIZERS
@@ -17,16 +17,6 @@ from lsr.training.train import open_training_set, train
 from lsr.training.trainer import SparseTrainer
 
 LOOKUP = {"head": "lookup", "idf": "uniform", "max_length": 16}
-
-
-@pytest.fixture(scope="module")
-def collection(tmp_path_factory):
-    return write_collection(tmp_path_factory.mktemp("collection") / "c")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("model") / "m")
 
 
 def test_gradient_caching_trains_as_the_whole_batch_does(collection, model, tmp_path):

@@ -2,21 +2,11 @@
 
 import pytest
 import torch
-from tiny_training import tiny_config, write_collection, write_model
+from tiny_training import tiny_config, write_model
 
 from lsr.errors import InputError, LsrWarning
 from lsr.training.sparsity import TrainingStopped
 from lsr.training.train import check, train
-
-
-@pytest.fixture(scope="module")
-def collection(tmp_path_factory):
-    return write_collection(tmp_path_factory.mktemp("collection") / "c")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("model") / "m")
 
 
 def test_a_positive_that_is_not_in_the_corpus_is_refused(collection, model, tmp_path):

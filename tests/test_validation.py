@@ -5,19 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
-from tiny_training import tiny_config, write_collection, write_model
+from tiny_training import tiny_config
 
 from lsr.training.validation import Validation, metrics, rank
-
-
-@pytest.fixture(scope="module")
-def collection(tmp_path_factory):
-    return write_collection(tmp_path_factory.mktemp("collection") / "c")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("model") / "m")
 
 
 @given(st.integers(0, 10_000), st.integers(1, 12))
