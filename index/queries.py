@@ -46,6 +46,7 @@ def is_plain_row(queries: Any, vocabulary_size: int) -> bool:
     return (
         isinstance(queries, CSR)
         and queries.shape == (1, vocabulary_size)
+        and len(queries.indptr) == 2
         and queries.data.dtype is WEIGHT_DTYPES[0]
         and queries.indices.dtype is queries.indptr.dtype
         and queries.indices.dtype in TERM_DTYPES

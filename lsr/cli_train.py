@@ -141,10 +141,10 @@ def _sources(options: argparse.Namespace) -> "list[Source]":
     for text in options.sources:
         home, _, file = text.partition("=")
         path = Path(file) if file else Path(home) / "qrels" / "train.tsv"
-        weight = weights.pop(Path(home).name, 1.0)
+        weight = weights.get(Path(home).name, 1.0)
         sources.append(Source(path, home, weight=weight, skip_repeats=options.skip_repeats))
-    if weights:
-        raise InputError(f"--weight names {next(iter(weights))!r}, which is none of the collections' folders")
+    for name in weights.keys() - {Path(text.partition("=")[0]).name for text in options.sources}:
+        raise InputError(f"--weight names {name!r}, which is none of the collections' folders")
     return sources
 
 

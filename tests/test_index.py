@@ -149,6 +149,15 @@ def test_a_single_bad_query_is_refused_like_a_batch_of_them(index, terms, weight
             index.search(queries, 5, exact=True)
 
 
+@pytest.mark.parametrize("indptr", [[0], list(range(6)), [0, 2, 5]])
+def test_a_row_whose_pointers_are_of_another_number_of_rows_is_refused(index, indptr):
+    """Its shape says one row: the kernel must not answer as many queries as it has pointers."""
+    bad = csr_array(QUERIES[[0]])
+    bad.indptr = np.array(indptr, dtype=bad.indices.dtype)
+    with pytest.raises(InputError, match="broken indptr"):
+        index.search(bad, 150, exact=True)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_results_do_not_depend_on_threads(index, threads):
     np.testing.assert_array_equal(index.search(QUERIES, 10, threads=threads).rows, index.search(QUERIES, 10).rows)

@@ -1,5 +1,6 @@
 """A query table that is learned for documents that stay: its loss, what is learned, what is kept."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from conftest import tiny_tokenizer
 from scipy.sparse import csr_array
 
 import lsr
+from lsr import cli_train
 from lsr.bm25 import Bm25
 from lsr.cli import main
 from lsr.encoder import Encoder
@@ -198,6 +200,13 @@ def test_what_cannot_be_tuned_is_refused(checkpoint, home):
     for options in ({"shrinkage": 0.0}, {"shrinkage": float("nan")}, {"candidates": 0}, {"queries": 0}, {"steps": 0}):
         with pytest.raises(InputError, match="above 0|1 or more"):
             TuningOptions(**options)
+
+
+def test_a_weight_is_that_of_every_source_of_its_collection():
+    options = argparse.Namespace(
+        sources=["data/pets", "data/pets=mined.jsonl", "data/cars"], weight=["pets=2"], skip_repeats=False
+    )
+    assert [source.weight for source in cli_train._sources(options)] == [2.0, 2.0, 1.0]
 
 
 def test_the_command(home, tmp_path, capsys):

@@ -37,7 +37,8 @@ class Source:
         collection: a BEIR folder with corpus and queries; for judgments, by default the folder they are in.
         corpus: what `lsr.read_corpus` takes, instead of the collection's.
         queries: a file of queries, or queries, instead of the collection's.
-        weight: how often each row is drawn in an epoch; .5 draws one half of them, the other half in the next.
+        weight: how often each row is drawn in an epoch; .5 draws one half of them, the other half in the next. A query
+            table is learned from all, with this weight of each.
         skip_repeats: keep the first document or query of an id that is used twice.
     """
 
