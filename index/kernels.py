@@ -585,9 +585,9 @@ def answer(
         array_at(addresses, 13, np.uint16), array_at(addresses, 14, np.float32), array_at(addresses, 15, np.uint8),
         array_at(addresses, 16, np.uint32), array_at(addresses, 17, np.int64), array_at(addresses, 18, np.int64),
     )  # fmt: skip
-    rows = np.empty(len(indptr), np.int64), np.empty(len(terms), np.int64), np.empty(len(terms), np.float32)
     if len(indptr) - 1 != len(hit_counts):  # there is room for so many queries' hits, and no more
         return False
+    rows = np.empty(len(indptr), np.int64), np.empty(len(terms), np.int64), np.empty(len(terms), np.float32)
     if not take_rows(indptr, terms, weights, len(scratch.dense_query), rows[0], rows[1], rows[2]):
         return False
     search_lists(

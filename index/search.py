@@ -152,7 +152,7 @@ class Searcher:
 
         def work(scratch: _Scratch, rows: tuple[Array, Array, Array], results: Found) -> None:
             seismic_kernels.search_seismic(
-                *rows, 0, len(rows[0]) - 1, segment.lists.terms, *self._forward, *blocks, *summaries, self._neighbours,
+                *rows, segment.lists.terms, *self._forward, *blocks, *summaries, self._neighbours,
                 scratch.zeros("dense_query", segment.vocabulary_size, np.float32),
                 scratch.zeros("in_query", segment.vocabulary_size, np.uint8),
                 scratch.zeros("places", segment.vocabulary_size + 1, np.uint32),

@@ -193,22 +193,22 @@ def _see_neighbours(neighbour_rows, width, wanted, hit_rows, base, size, visited
 
 @kernel
 def search_seismic(
-    query_ptr, query_terms, query_weights, first, last, list_terms,
+    query_ptr, query_terms, query_weights, list_terms,
     forward_ptr, forward_terms, forward_weights,
     block_ptr, block_start, block_rows, block_minimum, block_step,
     summary_ptr, summary_terms, summary_further, summary_begin, entry_blocks, entry_codes, neighbour_rows,
     dense_query, in_query, places, visited, seen, block_scores, blocks, order, counts, chosen,
     query_cut, query_share, heap_factor, neighbours, k, hit_scores, hit_rows, hit_counts,
 ):  # fmt: skip
-    """Approximate top k of queries ``first`` to ``last``: Seismic's algorithm 2, with all lists' blocks in one order.
+    """Approximate top k of n queries: Seismic's algorithm 2, with all lists' blocks in one order.
 
     Then the neighbours of the hits are scored, too (SeismicWave, CIKM 2024).
 
     Args:
-        query_ptr, …, list_terms: as in `kernels.search_lists`.
+        query_ptr, query_terms, query_weights: as in `kernels.search_lists`. list_terms: see `lsr.index.segment.Lists`.
         forward_ptr, forward_terms, forward_weights: the documents as CSR.
         block_ptr, …, entry_codes: see `lsr.index.segment.Blocks` and `lsr.index.segment.Summaries`.
-        dense_query, in_query, places: scratch, as in `kernels.search_lists`.
+        dense_query, in_query, places: scratch, as in `kernels.Scratch`.
         visited: scratch, uint8 zeros (documents,); left zero. seen: scratch, int64 (documents + 1,).
         block_scores, blocks, order: scratch, float32, int64 and int64 (twice as long), for the blocks of
             the lists walked. counts: scratch, int64 (STEPS + 1,). chosen: int64, for query_cut lists.
@@ -220,7 +220,7 @@ def search_seismic(
         neighbours: of each hit, scored at last; at most as many as are kept of a document.
     """
     width = len(neighbour_rows) // (len(forward_ptr) - 1)
-    for query in range(first, last):
+    for query in range(len(query_ptr) - 1):
         start, stop = query_ptr[query], query_ptr[query + 1]
         base = query * k
         for q in range(start, stop):
