@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from lsr.errors import FormatError, InputError
 from lsr.int8 import pack_weights
 from lsr.packing import packable, run_packed
-from lsr.tokenizer import ModelTokenizer
+from lsr.tokenizer import ModelTokenizer, compact_json
 
 #: Settings that decide vectors and show in no weight; other versions of transformers keep their names.
 DECISIVE = ("model_type", "num_attention_heads", "hidden_act", "layer_norm_eps", "rope_theta", "local_attention")
@@ -170,6 +170,8 @@ class Backbone(torch.nn.Module):
     def save_tokenizer(self, folder: Path) -> None:
         """Write the tokenizer as Hugging Face's libraries read it."""
         self._hf_tokenizer.save_pretrained(folder)
+        path = Path(folder) / "tokenizer.json"
+        path.write_text(compact_json(path.read_text(encoding="utf-8")), encoding="utf-8")
 
     def _take_out(self, projection: torch.nn.Linear) -> None:
         expected = self._logits()

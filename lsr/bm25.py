@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lsr.analyzer import Analyzer
-from lsr.encoder import Advance, EncodedRows, Encoder, LightSide, add_to_table
+from lsr.encoder import Advance, EncodedRows, Encoder, LightSide, add_to_table, load_table, save_table
 from lsr.errors import FormatError, InputError
 from lsr.records import Document
 from lsr.vectors import SparseRows
@@ -215,7 +215,7 @@ class _Bm25Side(LightSide):
             **({} if buckets is None else {"buckets": buckets}),
         }
 
-    def save_files(self, folder: Path) -> None:
+    def save_files(self, folder: Path, *, dtype: str = "float32") -> None:
         self.vocabulary.save(folder)
 
     @abstractmethod
@@ -323,11 +323,11 @@ class Bm25Queries(_Bm25Side):
     def config(self) -> dict[str, Any]:
         return {**super().config(), **({} if self.learned is None else {"learned": True})}
 
-    def save_files(self, folder: Path) -> None:
+    def save_files(self, folder: Path, *, dtype: str = "float32") -> None:
         super().save_files(folder)
-        np.save(folder / "idf.npy", self.idf, allow_pickle=False)
+        save_table(folder / "idf.npy", self.idf, dtype)
         if self.learned is not None:
-            np.save(folder / "learned.npy", self.learned, allow_pickle=False)
+            save_table(folder / "learned.npy", self.learned, dtype)
 
     def _statistics(self) -> str:
         learned = b"" if self.learned is None else self.learned.tobytes()
@@ -336,8 +336,8 @@ class Bm25Queries(_Bm25Side):
     @classmethod
     def load(cls, folder: Path, config: dict[str, Any]) -> "Bm25Queries":
         """Read what `save_files` wrote."""
-        idf = np.load(folder / "idf.npy", allow_pickle=False)
-        learned = np.load(folder / "learned.npy", allow_pickle=False) if config.get("learned") else None
+        idf = load_table(folder / "idf.npy")
+        learned = load_table(folder / "learned.npy") if config.get("learned") else None
         return cls(*_load(folder, config), idf, learned)
 
 

@@ -1,4 +1,6 @@
-"""``lsr mine | distill | join``: training files with hard negatives and with teachers' scores; two encoders as one."""
+"""``lsr cloze | mine | distill | join``: queries of passages, training files with hard negatives and with teachers'
+scores; two encoders as one.
+"""
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +11,16 @@ import numpy as np
 from tqdm import tqdm
 
 import lsr
-from lsr.cli_options import add_command, cache_of, cache_option, encoder_of, model_options, named_numbers
+from lsr.cli_options import (
+    add_command,
+    cache_of,
+    cache_option,
+    corpus_argument,
+    encoder_of,
+    model_options,
+    named_numbers,
+)
+from lsr.corpus import together
 from lsr.errors import InputError
 from lsr.run import Ranking
 
@@ -26,6 +37,26 @@ BUCKETS = 131_072
 
 def add_commands(commands: Any) -> None:
     """Add the commands of this module to the parser."""
+    _add_cloze(commands)
+    _add_mine(commands)
+    _add_distill(commands)
+    _add_join(commands)
+
+
+def _add_cloze(commands: Any) -> None:
+    cloze = add_command(commands, "cloze", _cloze,
+        "Make queries of unlabeled passages: a sentence of each, taken out of it (inverse cloze task).",
+        "lsr cloze data/wiki-en-passages --out data/wiki-cloze")  # fmt: skip
+    corpus_argument(cloze)
+    cloze.add_argument("--out", required=True, metavar="DIR", help="the BEIR folder to write")
+    cloze.add_argument("--overwrite", action="store_true", help="replace DIR if it exists")
+    cloze.add_argument("--queries", type=int, metavar="N", help="of the first N passages that allow one (default all)")
+    cloze.add_argument("--seed", type=int, default=0, help="of the choice of sentences (default 0)")
+    cloze.add_argument("--skip-repeats", action="store_true",
+        help="keep the first document of an id that is used twice")  # fmt: skip
+
+
+def _add_mine(commands: Any) -> None:
     mine = add_command(commands, "mine", _mine,
         "Write a training file with hard negatives; resumes where it stopped.",
         "lsr mine data/medquad --model bm25 --ranks 10-200 --out mined.jsonl.gz")  # fmt: skip
@@ -33,6 +64,8 @@ def add_commands(commands: Any) -> None:
     mine.add_argument("--split", default="train", metavar="NAME", help="which qrels (default train)")
     mine.add_argument("--out", required=True, metavar="FILE", help="the .jsonl or .jsonl.gz to write")
     mine.add_argument("--run", metavar="FILE", help="take the rankings of this TREC run instead of searching")
+    mine.add_argument("--dense", metavar="TEACHER",
+        help="search with this dense model, such as dense:FOLDER (docs/distillation.md), by brute force")  # fmt: skip
     mine.add_argument("--index", metavar="DIR", help="search this index (lsr index), instead of building one")
     mine.add_argument("--vectors", metavar="DIR", help="keep the encoded vectors here, and use those that are here")
     group = mine.add_argument_group("negatives (docs/distillation.md)")
@@ -49,6 +82,8 @@ def add_commands(commands: Any) -> None:
     model_options(mine, required=False)
     mine.set_defaults(resumes=lambda options: True)
 
+
+def _add_distill(commands: Any) -> None:
     distill = add_command(commands, "distill", _distill,
         "Score a training file with teachers; resumes where it stopped.",
         "lsr distill mined.jsonl.gz --collection data/medquad --teacher dense=models/minilm --teacher bm25 "
@@ -68,6 +103,8 @@ def add_commands(commands: Any) -> None:
     cache_option(distill)
     distill.set_defaults(resumes=lambda options: True)
 
+
+def _add_join(commands: Any) -> None:
     joined = add_command(commands, "join", _join, "Join two encoders in one vector: their scores are added.",
         "lsr join models/lsr-tiny bm25 --corpus data/medquad --weight .5 --out models/joined")  # fmt: skip
     joined.add_argument("first", metavar="FIRST", help="a folder or hub id, as --model of the other commands")
@@ -80,11 +117,24 @@ def add_commands(commands: Any) -> None:
     joined.add_argument("--query-max-length", type=int, metavar="N", help="tokens kept of a query")
     joined.add_argument("--dtype", default="float32", metavar="TYPE", help="of weights on disk, as in lsr export")
     group = joined.add_argument_group("bm25")
-    group.add_argument("--corpus", help="BEIR folder, .jsonl or .tsv file (plain or .gz), ir-datasets id")
+    group.add_argument("--corpus", nargs="+", metavar="CORPUS",
+        help="fit it to these: BEIR folders, .jsonl or .tsv files (plain or .gz), ir-datasets ids")  # fmt: skip
     group.add_argument("--buckets", type=int, metavar="N",
         help=f"columns that stems are hashed to (default {BUCKETS}), so that words of any corpus have one")  # fmt: skip
     group.add_argument("--skip-repeats", action="store_true",
         help="keep the first document of an id that is used twice")  # fmt: skip
+
+
+def _cloze(options: argparse.Namespace) -> None:
+    from lsr.training.cloze import write_cloze
+
+    if options.queries is not None and options.queries < 1:
+        raise InputError(f"--queries must be 1 or more: got {options.queries}")
+    corpus = lsr.read_corpus(options.corpus, skip_repeats=options.skip_repeats)
+    made = write_cloze(
+        corpus, options.out, queries=options.queries, seed=options.seed, overwrite=options.overwrite, progress=True
+    )
+    print(f"{made:,} queries in {options.out}")
 
 
 def _mine(options: argparse.Namespace) -> None:
@@ -106,6 +156,10 @@ def _mine(options: argparse.Namespace) -> None:
             more["teacher"] = _filter_teacher(options, queries, documents, cache)
         if options.run:
             key, search = f"run {file_key(Path(options.run))}", _rankings_of_run(options.run)
+        elif options.dense:
+            key, search, more["positive_scores"] = _searching_dense(
+                options, queries, list(qrels), mining.ranks[1], documents, cache
+            )
         else:
             retriever = _retriever_of(options, corpus)
             key = f"search {retriever.index.encoder_fingerprint}"
@@ -125,10 +179,13 @@ def _mining_options(options: argparse.Namespace) -> "MiningOptions":
         raise InputError("--teacher-ratio needs --teacher")
     searches = {"--model": options.model, "--index": options.index, "--vectors": options.vectors}
     given = [name for name, value in searches.items() if value]
-    if options.run and given:
-        raise InputError(f"--run has the rankings already: leave {', '.join(given)} out")
-    if not options.run and not given:
-        raise InputError("name who searches: --model MODEL, --index DIR, or --run FILE for rankings that are there")
+    alone = [name for name, value in {"--run": options.run, "--dense": options.dense}.items() if value]
+    if alone and len(alone) + len(given) > 1:
+        raise InputError(f"{alone[0]} says already who ranks: leave {', '.join([*alone[1:], *given])} out")
+    if not alone and not given:
+        raise InputError(
+            "name who searches: --model MODEL, --dense TEACHER, --index DIR, or --run FILE for rankings that are there"
+        )
     if options.index and options.vectors:
         raise InputError("--vectors is for building an index: leave it out where --index names one")
     wanted = 24 if options.negatives is None else options.negatives
@@ -191,6 +248,30 @@ def _rankings_of_run(path: str) -> Callable[[int], Iterator[tuple[str, Ranking]]
     from lsr.training.mine import stream_run
 
     return lambda done: islice(stream_run(path), done, None)
+
+
+def _searching_dense(
+    options: argparse.Namespace,
+    queries: "TextTable",
+    query_ids: list[str],
+    depth: int,
+    documents: "TextTable",
+    cache: Path,
+) -> tuple[str, Callable[[int], Iterator[tuple[str, Ranking]]], "PairScorer"]:
+    """What tells the search from others, its rankings from a position on, and scores of single documents."""
+    from lsr.training.dense_search import dense_rankings
+    from lsr.training.teachers import VectorTeacher, by_ids, load_teacher
+
+    if not options.dense.startswith("dense"):
+        raise InputError(f"--dense {options.dense} is no dense model: write dense:FOLDER, or another kind of dense")
+    teacher = load_teacher("dense", options.dense, queries, documents, cache, device=options.device)
+    assert isinstance(teacher, VectorTeacher)
+
+    def search(done: int) -> Iterator[tuple[str, Ranking]]:
+        found = dense_rankings(teacher, queries, documents, query_ids, depth, done)
+        return iter(tqdm(found, total=len(query_ids), initial=done, desc="mining", unit=" queries", disable=None))
+
+    return f"dense {teacher.identity}", search, by_ids(teacher, queries, documents)
 
 
 def _filter_teacher(
@@ -270,7 +351,8 @@ def _second_of(options: argparse.Namespace, lengths: dict[str, Any]) -> "lsr.Enc
     if options.corpus is None:
         raise InputError("bm25 is fitted to a corpus: name one with --corpus")
     bm25 = lsr.Bm25(buckets=BUCKETS if options.buckets is None else options.buckets)
-    return bm25.fit(lsr.read_corpus(options.corpus, skip_repeats=options.skip_repeats), progress=True)
+    corpora = [lsr.read_corpus(name, skip_repeats=options.skip_repeats) for name in options.corpus]
+    return bm25.fit(together(corpora), progress=True)
 
 
 def _named(given: list[str]) -> dict[str, str]:

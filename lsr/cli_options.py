@@ -43,6 +43,13 @@ def corpus_argument(command: argparse.ArgumentParser) -> None:
     )
 
 
+def corpora_argument(command: argparse.ArgumentParser) -> None:
+    """The argument CORPUS… of a command that takes several at once."""
+    command.add_argument(
+        "corpora", nargs="+", metavar="CORPUS", help="BEIR folder, .jsonl or .tsv file (plain or .gz), ir-datasets id"
+    )
+
+
 def expansions_option(command: argparse.ArgumentParser) -> None:
     """The option --expansions; see `corpus_of`."""
     command.add_argument(

@@ -10,6 +10,7 @@ from lsr.cli_options import (
     add_command,
     build_options,
     build_retriever,
+    corpora_argument,
     corpus_argument,
     corpus_of,
     encoder_of,
@@ -20,6 +21,7 @@ from lsr.cli_options import (
     search_options,
     write_json,
 )
+from lsr.corpus import together
 from lsr.errors import InputError
 from lsr.files import check_file_target
 
@@ -57,9 +59,9 @@ def add_commands(commands: Any) -> None:
     search_options(search)
     json_option(search)
 
-    idf = add_command(commands, "idf", _idf, "Compute the IDF table of a corpus for inference-free queries.",
+    idf = add_command(commands, "idf", _idf, "Compute the IDF table of corpora for inference-free queries.",
         "lsr idf corpus.jsonl --model naver/splade-v3 --out idf.json")  # fmt: skip
-    corpus_argument(idf)
+    corpora_argument(idf)
     model_options(idf)
     idf.add_argument("--out", required=True, metavar="FILE", help="the idf.json to write")
 
@@ -121,7 +123,7 @@ def _idf(options: argparse.Namespace) -> None:
     encoder = encoder_of(options)
     if not isinstance(encoder, lsr.Encoder):
         raise InputError("an IDF table needs a model with a tokenizer: BM25 has its own")
-    corpus = lsr.read_corpus(options.corpus, skip_repeats=options.skip_repeats)
+    corpus = together([lsr.read_corpus(name, skip_repeats=options.skip_repeats) for name in options.corpora])
     idf = lsr.compute_idf(corpus, encoder, progress=True)
     lsr.write_idf(options.out, idf, encoder)
     print(f"{int((idf > 0).sum()):,} terms in {options.out}")

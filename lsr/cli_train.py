@@ -1,4 +1,6 @@
-"""``lsr train | tune-queries | expand | export``: a trained encoder, a learned query table, expansions, other forms."""
+"""``lsr pretrain | train | average | tune-queries | expand | export``: a masked-LM head, a trained encoder, the mean of
+several, a learned query table, expansions, other forms.
+"""
 
 import argparse
 import sys
@@ -9,6 +11,7 @@ from lsr.cli_options import (
     add_command,
     cache_of,
     cache_option,
+    corpora_argument,
     corpus_argument,
     encoder_of,
     json_option,
@@ -25,6 +28,62 @@ if TYPE_CHECKING:
 
 def add_commands(commands: Any) -> None:
     """Add the commands of this module to the parser."""
+    _add_pretrain(commands)
+    _add_train(commands)
+    _add_tune_queries(commands)
+
+    averaged = add_command(commands, "average", _average,
+        "Average the weights of encoders that were trained from one start (model soup).",
+        "lsr average runs/a/encoder runs/b/encoder --out models/mean")  # fmt: skip
+    averaged.add_argument("encoders", nargs="+", metavar="MODEL", help="a folder or hub id; queries are the first's")
+    averaged.add_argument("--out", required=True, metavar="DIR", help="the encoder's folder to write")
+    averaged.add_argument("--overwrite", action="store_true", help="replace DIR if it exists")
+
+    expand = add_command(commands, "expand", _expand,
+        "Write expansions of documents: the heaviest terms that a SPLADE model adds to them.",
+        "lsr expand data/medquad --model naver/splade-v3 --terms 50 --out expansions.jsonl.gz")  # fmt: skip
+    corpus_argument(expand)
+    model_options(expand)
+    expand.add_argument("--terms", type=int, default=50, metavar="N", help="at most so many a document (default 50)")
+    expand.add_argument("--out", required=True, metavar="FILE", help="the .jsonl or .jsonl.gz to write")
+
+    export = add_command(commands, "export", _export, "Write an encoder as other systems read it.",
+        "lsr export runs/mine/encoder mine-st --form sentence-transformers --dtype float16")  # fmt: skip
+    export.add_argument("encoder", metavar="MODEL", help="a folder or hub id, as --model of the other commands")
+    export.add_argument("out", metavar="DIR", help="the folder to write")
+    export.add_argument("--form", required=True, metavar="FORM", help="sentence-transformers, opensearch, onnx or lsr")
+    export.add_argument("--dtype", default="float32", metavar="TYPE",
+        help="of the weights on disk: float32 (default), float16, bfloat16; int8 with the form lsr")  # fmt: skip
+    export.add_argument("--revision", help="revision of a hub id")
+    export.add_argument("--overwrite", action="store_true", help="replace DIR if it exists")
+
+
+def _add_pretrain(commands: Any) -> None:
+    pretrain = add_command(commands, "pretrain", _pretrain,
+        "Give a body that has none a head for the vocabulary (masked language modelling); resumes where it stopped.",
+        "lsr pretrain sentence-transformers/all-MiniLM-L6-v2 data/medquad "
+        "--imitate models/splade --out models/body")  # fmt: skip
+    pretrain.add_argument("backbone", metavar="BODY", help="a Hugging Face folder, hub id or package:NAME/FOLDER")
+    corpora_argument(pretrain)
+    pretrain.add_argument("--out", required=True, metavar="DIR", help="the ...ForMaskedLM folder to write")
+    pretrain.add_argument("--overwrite", action="store_true", help="replace DIR if it exists")
+    pretrain.add_argument("--steps", type=int, default=5_000, metavar="N", help="optimizer steps (default 5,000)")
+    pretrain.add_argument("--batch-size", type=int, default=256, metavar="N", help="documents a step (default 256)")
+    pretrain.add_argument("--max-length", type=int, default=128, metavar="N", help="tokens read of each (default 128)")
+    pretrain.add_argument("--learning-rate", type=float, default=5e-4, metavar="F", help="the highest (default 5e-4)")
+    pretrain.add_argument("--mask", type=float, default=0.15, metavar="F", help="share of masked tokens (default .15)")
+    pretrain.add_argument("--imitate", metavar="MODEL",
+        help="a SPLADE model of the same vocabulary: the head learns its document vectors, too")  # fmt: skip
+    pretrain.add_argument("--imitation", type=float, default=1.0, metavar="F", help="weight of that (default 1)")
+    pretrain.add_argument("--seed", type=int, default=42, help="of everything random (default 42)")
+    pretrain.add_argument("--device", choices=("cpu", "cuda"), help="cpu to stay off a GPU")
+    pretrain.add_argument("--skip-repeats", action="store_true",
+        help="keep the first document of an id that is used twice")  # fmt: skip
+    cache_option(pretrain)
+    pretrain.set_defaults(resumes=lambda options: True)
+
+
+def _add_train(commands: Any) -> None:
     train = add_command(commands, "train", _train,
         "Train an encoder; goes on with a run of the same config that was interrupted.",
         "lsr train configs/splade-max.toml training.steps=50 backbone=../shared/models/splade-tiny")  # fmt: skip
@@ -34,6 +93,8 @@ def add_commands(commands: Any) -> None:
     json_option(train)
     train.set_defaults(resumes=lambda options: True)
 
+
+def _add_tune_queries(commands: Any) -> None:
     tune = add_command(commands, "tune-queries", _tune_queries,
         "Learn the query table of an inference-free encoder; documents stay what they are.",
         "lsr tune-queries lsr-tiny data/medquad data/squad-train=mined.jsonl.gz --out models/tuned")  # fmt: skip
@@ -59,24 +120,6 @@ def add_commands(commands: Any) -> None:
     cache_option(tune)
     tune.set_defaults(resumes=lambda options: True)
 
-    expand = add_command(commands, "expand", _expand,
-        "Write expansions of documents: the heaviest terms that a SPLADE model adds to them.",
-        "lsr expand data/medquad --model naver/splade-v3 --terms 50 --out expansions.jsonl.gz")  # fmt: skip
-    corpus_argument(expand)
-    model_options(expand)
-    expand.add_argument("--terms", type=int, default=50, metavar="N", help="at most so many a document (default 50)")
-    expand.add_argument("--out", required=True, metavar="FILE", help="the .jsonl or .jsonl.gz to write")
-
-    export = add_command(commands, "export", _export, "Write an encoder as other systems read it.",
-        "lsr export runs/mine/encoder mine-st --form sentence-transformers --dtype float16")  # fmt: skip
-    export.add_argument("encoder", metavar="MODEL", help="a folder or hub id, as --model of the other commands")
-    export.add_argument("out", metavar="DIR", help="the folder to write")
-    export.add_argument("--form", required=True, metavar="FORM", help="sentence-transformers, opensearch, onnx or lsr")
-    export.add_argument("--dtype", default="float32", metavar="TYPE",
-        help="of the weights on disk: float32 (default), float16, bfloat16; int8 with the form lsr")  # fmt: skip
-    export.add_argument("--revision", help="revision of a hub id")
-    export.add_argument("--overwrite", action="store_true", help="replace DIR if it exists")
-
 
 def _export(options: argparse.Namespace) -> None:
     from lsr.export import export_encoder
@@ -85,6 +128,24 @@ def _export(options: argparse.Namespace) -> None:
     encoder = load_encoder(options.encoder, revision=options.revision)
     export_encoder(encoder, options.out, options.form, overwrite=options.overwrite, dtype=options.dtype)
     print(f"{options.form} encoder in {options.out}")
+
+
+def _pretrain(options: argparse.Namespace) -> None:
+    for module in ("torch", "transformers", "accelerate", "safetensors"):
+        optional_import(module, "train", "training an encoder")
+    from lsr.pretrained import load_encoder
+    from lsr.training.pretrain import PretrainOptions, pretrain
+
+    fields = ("steps", "batch_size", "max_length", "learning_rate", "mask", "imitation", "seed")
+    chosen = PretrainOptions(**{name: getattr(options, name) for name in fields})
+    corpora = [read_corpus(name, skip_repeats=options.skip_repeats) for name in options.corpora]
+    imitated = load_encoder(options.imitate, device=options.device) if options.imitate else None
+    with cache_of(options) as cache:
+        last = pretrain(
+            options.backbone, corpora, chosen, options.out,
+            imitated=imitated, cache=cache, device=options.device, overwrite=options.overwrite, progress=True,
+        )  # fmt: skip
+    print(f"loss {last['loss']:.3f} at the end, in {options.out}")
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -146,6 +207,17 @@ def _sources(options: argparse.Namespace) -> "list[Source]":
     for name in weights.keys() - {Path(text.partition("=")[0]).name for text in options.sources}:
         raise InputError(f"--weight names {name!r}, which is none of the collections' folders")
     return sources
+
+
+def _average(options: argparse.Namespace) -> None:
+    from lsr.files import check_target
+    from lsr.pretrained import load_encoder
+    from lsr.training.average import average
+
+    check_target(options.out, overwrite=options.overwrite)
+    encoder = average([load_encoder(name, device="cpu") for name in options.encoders])
+    encoder.save(options.out, overwrite=options.overwrite)
+    print(f"mean of {len(options.encoders)} encoders in {options.out}")
 
 
 def _expand(options: argparse.Namespace) -> None:

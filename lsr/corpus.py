@@ -7,7 +7,7 @@ with its file, line and reason.
 import difflib
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -143,6 +143,18 @@ def unique_queries(queries: Iterable[Query], name: str, *, skip_repeats: bool = 
     if repeats:
         message = f"{repeats:,} queries of {name} were left out: their ids were used before"
         warnings.warn(message, LsrWarning, stacklevel=2)
+
+
+def together(corpora: Sequence[Corpus]) -> Corpus:
+    """Several corpora as one, for statistics over all: the i-th one's ids get ``i/`` before them."""
+    if len(corpora) == 1:
+        return corpora[0]
+
+    def read() -> Iterator[Document]:
+        for i, corpus in enumerate(corpora):
+            yield from (replace(document, id=f"{i}/{document.id}") for document in corpus)
+
+    return Corpus(", ".join(corpus.name for corpus in corpora), read)
 
 
 def find_file(folder: Path, name: str) -> Path:

@@ -101,7 +101,7 @@ class TextEncoder(ABC):
         """What ``lsr_encoder.json`` keeps of the side, beside its files."""
 
     @abstractmethod
-    def save_files(self, folder: Path) -> None:
+    def save_files(self, folder: Path, *, dtype: str = "float32") -> None:
         """Write the side's files into an existing folder."""
 
 
@@ -248,6 +248,7 @@ class Encoder:
             overwrite: whether an encoder there may be replaced.
             dtype: of a transformer's weights on disk. "float16" halves them and rounds: the encoder that is
                 read from it has another fingerprint. "int8" makes them a quarter, and lsr alone reads the folder.
+                Tables of queries are float16 with both.
 
         Raises:
             InputError: the folder exists and ``overwrite`` is False, ``dtype`` is unknown, or weights that are not
@@ -269,6 +270,17 @@ class Encoder:
             shared = None if queries_only else self.documents
             fields["queries"] = _save_side(folder, "queries", self.queries, dtype, shared)
         (folder / ENCODER_FILE).write_text(json.dumps(fields, indent=2), encoding="utf-8")
+
+
+def save_table(path: Path, table: NDArray[np.float32], dtype: str) -> None:
+    """Write a table of weights as .npy: float16 where a transformer's weights are ``dtype`` "float16" or "int8"."""
+    np.save(path, table.astype(np.float16) if dtype in ("float16", "int8") else table, allow_pickle=False)
+
+
+def load_table(path: Path) -> NDArray[np.float32]:
+    """Read what `save_table` wrote, as float32."""
+    table: NDArray[np.float32] = np.load(path, allow_pickle=False).astype(np.float32)
+    return table
 
 
 def table_side(side: TextEncoder) -> LightSide:
@@ -295,7 +307,7 @@ def _save_side(
     fields = {"kind": side.kind, "folder": name, **side.config()}
     if not isinstance(side, NeuralSide):
         (folder / name).mkdir()
-        side.save_files(folder / name)
+        side.save_files(folder / name, dtype=dtype)
         return fields
     if isinstance(documents, NeuralSide) and documents.backbone is side.backbone:
         side.save_files(folder / name, with_backbone=False)

@@ -160,7 +160,7 @@ class JoinedSide(TextEncoder):
     def config(self) -> dict[str, Any]:
         return {"weight": self.weight}
 
-    def save_files(self, folder: Path) -> None:
+    def save_files(self, folder: Path, *, dtype: str = "float32") -> None:
         raise InputError("a joined side has no files of its own: save the encoder that lsr.join returns")
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lsr.bm25 import robertson_idf
-from lsr.encoder import Advance, EncodedRows, Encoder, LightSide, add_to_table
+from lsr.encoder import Advance, EncodedRows, Encoder, LightSide, add_to_table, load_table, save_table
 from lsr.errors import FormatError, InputError, LsrWarning, MismatchError
 from lsr.files import replacing
 from lsr.records import Document
@@ -112,15 +112,15 @@ class LookupEncoder(LightSide):
     def config(self) -> dict[str, Any]:
         return {"max_length": self.max_length, **({"counts": True} if self.counts else {})}
 
-    def save_files(self, folder: Path) -> None:
+    def save_files(self, folder: Path, *, dtype: str = "float32") -> None:
         self.tokenizer.save(folder / "tokenizer.json")
-        np.save(folder / "weights.npy", self.weights, allow_pickle=False)
+        save_table(folder / "weights.npy", self.weights, dtype)
 
     @classmethod
     def load(cls, folder: Path, config: dict[str, Any]) -> "LookupEncoder":
         """Read what `save_files` wrote."""
         tokenizer = ModelTokenizer.load(folder / "tokenizer.json", config["max_length"])
-        weights = np.load(folder / "weights.npy", allow_pickle=False)
+        weights = load_table(folder / "weights.npy")
         return cls(tokenizer, weights, config["max_length"], counts=config.get("counts", False))
 
 

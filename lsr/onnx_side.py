@@ -112,7 +112,7 @@ class OnnxEncoder(TextEncoder):
             "top_terms": self.top_terms,
         }
 
-    def save_files(self, folder: Path) -> None:
+    def save_files(self, folder: Path, *, dtype: str = "float32") -> None:
         (folder / GRAPH_FILE).write_bytes(self.graph)
         self.tokenizer.save(folder / "tokenizer.json")
 

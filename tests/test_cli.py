@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import TEXTS
 
@@ -81,6 +82,16 @@ def test_encode_then_index_uses_the_vectors(tmp_path, corpus, capsys):
     arguments = ("index", corpus, "--model", "bm25", "--vectors", vectors, "--out", tmp_path / "x.index")
     assert run(capsys, *arguments)[0] == 0
     assert (vectors / "shard-00000.npz").stat().st_mtime_ns == stamp
+
+
+def test_idf_of_several_corpora_is_that_of_all_their_documents(tmp_path, checkpoint, capsys):
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    first.write_text('{"_id": "a", "text": "cat sat"}\n{"_id": "b", "text": "dog"}\n')
+    second.write_text('{"_id": "a", "text": "cat ran"}\n')  # an id of its own
+    assert run(capsys, "idf", first, second, "--model", checkpoint, "--out", tmp_path / "idf.json")[0] == 0
+    encoder = lsr.load_encoder(checkpoint, device="cpu")
+    expected = lsr.compute_idf(lsr.read_corpus(["cat sat", "dog", "cat ran"]), encoder)
+    np.testing.assert_array_equal(lsr.read_idf(tmp_path / "idf.json", encoder), expected)
 
 
 def test_idf_makes_queries_inference_free(tmp_path, corpus, checkpoint, capsys):

@@ -18,6 +18,7 @@ from lsr.encoder import Encoder
 from lsr.errors import FormatError, InputError
 from lsr.heads import EpicHead, MlmHead, MlpHead
 from lsr.int8 import INT8_FILE, dequantize, pack_weights, quantize
+from lsr.lookup import inference_free
 from lsr.neural import NeuralEncoder
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -234,6 +235,26 @@ def test_weights_in_both_forms_are_refused(folder, checkpoint):
     (folder / "documents" / "model.safetensors").write_bytes((checkpoint / "model.safetensors").read_bytes())
     with pytest.raises(FormatError, match=r"has weights twice, in model\.safetensors and in model\.int8\.safetensors"):
         lsr.load_encoder(folder)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float16"])
+def test_tables_of_queries_are_halves_beside_small_weights(tmp_path, checkpoint, dtype):
+    encoder = lsr.load_encoder(checkpoint, device="cpu")
+    idf = np.random.default_rng(0).random(encoder.vocabulary_size, dtype=np.float32) * 8
+    bm25 = lsr.Bm25(buckets=64).fit(["cat sat", "dog"])
+    learned = bm25.adjusted(np.linspace(-1, 1, 64, dtype=np.float32))
+    joined = lsr.join(inference_free(encoder, idf), learned, 1.5)
+    joined.save(tmp_path / "small", dtype=dtype)
+    loaded = lsr.load_encoder(tmp_path / "small", device="cpu")
+    for name, expected in (("idf.npy", learned.queries.idf), ("learned.npy", learned.queries.learned)):
+        kept = np.load(tmp_path / "small" / "second" / "queries" / name)
+        assert kept.dtype == np.float16
+        np.testing.assert_array_equal(kept, expected.astype(np.float16))
+    halves = joined.queries.table.astype(np.float16).astype(np.float32)
+    np.testing.assert_allclose(loaded.queries.table, halves, rtol=2e-3, atol=1e-5)
+    assert loaded.queries.table.dtype == np.float32
+    loaded.save(tmp_path / "again", dtype=dtype)
+    assert lsr.load_encoder(tmp_path / "again", device="cpu").fingerprint == loaded.fingerprint
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path, checkpoint):

@@ -426,7 +426,7 @@ def test_lsr_join_of_two_folders_and_a_table(tmp_path, checkpoint):
     assert run(*arguments, "--out", tmp_path / "joined", "--dtype", "float16") == 0
     loaded = lsr.load_encoder(tmp_path / "joined", device="cpu")
     assert loaded.queries.light
-    assert loaded.queries.fingerprint == join(free(checkpoint), bm25()).queries.fingerprint
+    np.testing.assert_allclose(loaded.queries.table, join(free(checkpoint), bm25()).queries.table, rtol=1e-3)
     assert loaded.documents.fingerprint != join(free(checkpoint), bm25()).documents.fingerprint
 
 

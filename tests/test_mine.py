@@ -17,6 +17,7 @@ from lsr.errors import FormatError, InputError, LsrWarning
 from lsr.run import Ranking, Run
 from lsr.training.mine import QUERIES_AT_A_TIME, MiningOptions, MiningReport, mine, mine_to_file, stream_run
 from lsr.training.rows import read_rows
+from lsr.training.teachers import DenseModel
 
 
 def ranking(scores: dict[str, float]) -> Ranking:
@@ -354,13 +355,35 @@ def test_lsr_mine_takes_a_run_an_index_and_a_teacher(home, tmp_path):
         assert row.negatives == [d for d in expected.negatives if expected.scores[d] <= limit]
 
 
+def test_lsr_mine_by_a_dense_model_ranks_by_its_dot_products(home, checkpoint, tmp_path):
+    out = tmp_path / "dense.jsonl"
+    common = ["mine", str(home), "--dense", f"dense-mean-cosine:{checkpoint}", "--device", "cpu"]
+    run_command(*common, "--ranks", "1-9", "--negatives", "0", "--out", str(out))
+    model = DenseModel(checkpoint, pooling="mean", normalize=True, device="cpu")
+    texts = {name: [json.loads(line) for line in (home / f"{name}.jsonl").open()] for name in ("corpus", "queries")}
+    documents, queries = (model.encode([record["text"] for record in texts[name]]) for name in ("corpus", "queries"))
+    rows = [row for _, row in read_rows(out)]
+    assert [row.query_id for row in rows] == [record["_id"] for record in texts["queries"]]
+    for row, query in zip(rows, queries, strict=True):
+        expected = dict(zip([record["_id"] for record in texts["corpus"]], documents @ query, strict=True))
+        assert row.scores == pytest.approx({d: float(expected[d]) for d in row.scores}, abs=2e-3)  # kept in halves
+        ranked = sorted(row.negatives, key=lambda d: -row.scores[d])
+        assert row.negatives == ranked
+    run_command(*common, "--ranks", "1-1", "--out", str(tmp_path / "flat.jsonl"))
+    for _, row in read_rows(tmp_path / "flat.jsonl"):
+        assert set(row.positives) <= row.scores.keys()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "name who searches"),
         (["--model", "bm25", "--ranks", "5"], "--ranks '5' is no rank window"),
         (["--model", "bm25", "--teacher-ratio", ".9"], "--teacher-ratio needs --teacher"),
-        (["--run", "x", "--model", "bm25"], "--run has the rankings already: leave --model out"),
+        (["--run", "x", "--model", "bm25"], "--run says already who ranks: leave --model out"),
+        (["--dense", "dense:x", "--index", "y"], "--dense says already who ranks: leave --index out"),
+        (["--run", "x", "--dense", "dense:x"], "--run says already who ranks: leave --dense out"),
+        (["--dense", "bm25"], "bm25 is no dense model"),
         (["--vectors", "x"], "--vectors needs --model"),
         (["--model", "bm25", "--split", "none"], "none.tsv is missing"),
     ],

@@ -71,9 +71,14 @@ class DenseStore:
         vector: NDArray[np.float32] = self._vectors[row].astype(np.float32)
         return vector
 
+    def matrix(self, rows: NDArray[Any] | slice = slice(None)) -> NDArray[np.float32]:
+        """The vectors of rows, all by default: float32 (rows, dimension)."""
+        vectors: NDArray[np.float32] = self._vectors[rows].astype(np.float32)
+        return vectors
+
     def dot(self, rows: NDArray[Any], query: Any) -> NDArray[np.float32]:
         """Dot products of rows with a vector as `vector` gives it, float32 (len(rows),)."""
-        scores: NDArray[np.float32] = self._vectors[rows].astype(np.float32) @ query
+        scores: NDArray[np.float32] = self.matrix(rows) @ query
         return scores
 
 
