@@ -1,11 +1,17 @@
-"""The encoder that comes with the package: found by its name, small, and what was measured."""
+"""The encoders of the project: found, small, with a card, and the weights that were measured."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 import lsr
 from lsr.checkpoint import BUILT_IN, find_folder
 from lsr.errors import InputError
 from lsr.joined import JoinedEncoder
+
+#: Stands beside the package, not in it.
+MINI = Path(__file__).parents[1] / "models" / "lsr-mini"
 
 DOCUMENTS = {
     "aspirin": "Aspirin and other drugs against pain are taken by people who have a headache.",
@@ -20,9 +26,9 @@ def encoder():
     return lsr.load_encoder("lsr-tiny", device="cpu")
 
 
-def test_it_is_small_and_says_where_it_comes_from():
-    folder = BUILT_IN / "lsr-tiny"
-    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 9_000_000
+@pytest.mark.parametrize(("folder", "most"), [(BUILT_IN / "lsr-tiny", 9_000_000), (MINI, 25_000_000)])
+def test_it_is_small_and_says_where_it_comes_from(folder, most):
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= most
     card = (folder / "README.md").read_text(encoding="utf-8")
     for said in ("CC BY-SA 4.0", "CC BY 4.0", "SciFact", "nDCG@10"):
         assert said in card
@@ -58,6 +64,17 @@ def test_its_vectors_stay_what_they_are(encoder):
     heaviest = sorted(range(len(row)), key=lambda j: -row[j])[:5]
     expected = {"index": 1.31, "posting": 1.23, "blocks": 1.13, "cut": 1.06, "block": 1.0}
     assert {encoder.term(j): float(row[j]) for j in heaviest} == pytest.approx(expected, abs=0.02)
+
+
+def test_the_larger_one_s_vectors_stay_what_they_are(tmp_path):
+    encoder = lsr.load_encoder(MINI, device="cpu")
+    (row,) = encoder.encode_documents(["An index of postings, cut into blocks."]).toarray()
+    heaviest = sorted(range(len(row)), key=lambda j: -row[j])[:5]
+    expected = {"index": 1.77, "cut": 1.6, "block": 1.53, "blocks": 1.3, "posts": 1.25}
+    assert {encoder.term(j): float(row[j]) for j in heaviest} == pytest.approx(expected, abs=0.03)
+    assert (np.count_nonzero(row[:30_522]), encoder.documents.max_length, encoder.queries.light) == (30, 512, True)
+    retriever = lsr.Retriever.build(DOCUMENTS, encoder, path=tmp_path / "index")
+    assert retriever.search("moons and spacecraft", k=1)[0].id == "orbit"
 
 
 def test_its_questions_weigh_what_was_learned(encoder):
