@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Iterable, Iterator
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,7 +28,7 @@ from lsr.index.options import (
     is_count,
 )
 from lsr.index.planner import EXACT, Plan, Setting, fit_plan
-from lsr.index.queries import as_rows, as_sample, is_plain_row
+from lsr.index.queries import as_rows, as_sample, plain_row
 from lsr.index.search import Searcher
 from lsr.index.segment import Segment
 from lsr.index.storage import Manifest, finish, open_index, write_index
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from lsr.encoder import Encoder
 
 NUMBERS = (int, float, np.number)
+
+#: Combinations of search options of which an index remembers what they ask for.
+WAYS = 256
 
 
 class TermMatch(NamedTuple):
@@ -63,7 +67,10 @@ class Index:
         self._segment = segment
         self._ids = ids
         self._searcher = Searcher(segment)
-        self.plan = Plan.from_dict(manifest.plan)
+        self._plan = Plan.from_dict(manifest.plan)
+        kept = segment.n_neighbours if segment.blocks is not None else None
+        # who searches asks for the same few ways again and again; 2 and 2.0 and True are not the same
+        self._way = lru_cache(WAYS, typed=True)(partial(_way, self._plan, segment.n_documents, kept))
 
     @classmethod
     def build(
@@ -219,21 +226,19 @@ class Index:
             InputError: k, a knob or the queries are not acceptable, or the index has no blocks.
             MismatchError: the queries come from another encoder than the index's vectors.
         """
-        check_search_options(k, exact, recall, candidates, query_mass, query_cut, heap_factor, neighbours)
-        check_threads(threads)
-        self._check_encoder(queries)
-        n = self.manifest.n_documents
-        reach = min(k, n)
-        walk: tuple[int, float] | None
-        if candidates is not None or query_mass is not None:
-            wanted = CANDIDATES_PER_HIT * reach if candidates is None else candidates
-            setting, walk = EXACT, (max(wanted, reach), QUERY_MASS if query_mass is None else float(query_mass))
-        else:
-            setting = self._setting(exact, recall, query_cut, heap_factor, neighbours)
-            walk = setting.walk(reach)
-        found, width = None, self.manifest.vocabulary_size
-        if walk and is_plain_row(queries, width):
-            found = self._searcher.one(queries, reach, *walk)
+        options = k, exact, recall, candidates, query_mass, query_cut, heap_factor, neighbours
+        try:
+            reach, walk, setting = self._way(*options)
+        except TypeError:  # an option that cannot be looked up is none that there is
+            check_search_options(*options)
+            raise
+        if threads is not None:
+            check_threads(threads)
+        if type(queries) is not csr_array and isinstance(queries, SparseVectors):  # the first is the faster question
+            self._check_encoder(queries.encoder)
+        found, width = None, self._segment.vocabulary_size
+        if walk and (row := plain_row(queries, width)):
+            found = self._searcher.one(row, reach, *walk)
         if found is None:
             vectors = as_rows(queries, width)
             found = (
@@ -243,40 +248,13 @@ class Index:
             )
         scores, rows, counts = found
         if reach < k:
+            n = self.manifest.n_documents
             message = f"k = {k:,} is more than the {n:,} documents: every query gets at most {n:,} hits"
             warnings.warn(message, LsrWarning, stacklevel=2)
             padding = ((0, 0), (0, k - reach))
             scores = np.pad(scores, padding, constant_values=-np.inf)
             rows = np.pad(rows, padding, constant_values=-1)
         return Hits(rows, scores, counts, self._ids)
-
-    def _setting(
-        self, exact: bool, recall: float | None, query_cut: float | None, heap_factor: float | None,
-        neighbours: int | None,
-    ) -> Setting:  # fmt: skip
-        if exact:
-            return EXACT
-        if query_cut is None and heap_factor is None and neighbours is None:
-            return self.plan.choose(RECALL if recall is None else float(recall))
-        if self._segment.blocks is None:
-            raise InputError(
-                "the index has no blocks for query_cut, heap_factor and neighbours: build it with "
-                "BuildOptions(seismic=True) (--seismic), or search by recall or candidates"
-            )
-        kept = self._segment.n_neighbours
-        if neighbours is not None and neighbours > kept:
-            raise InputError(
-                f"neighbours={neighbours} is more than the {kept} that the index keeps of a document: "
-                f"build it with BuildOptions(seismic=True, neighbours={neighbours}), or ask for fewer"
-            )
-        return Setting(
-            "blocks",
-            {
-                "query_cut": query_cut or QUERY_CUT,
-                "heap_factor": HEAP_FACTOR if heap_factor is None else heap_factor,
-                "neighbours": kept if neighbours is None else neighbours,
-            },
-        )
 
     def search_batches(self, batches: Iterable[QueryVectors], k: int = 10, **options: Any) -> Iterator[Hits]:
         """Search batch after batch, for more queries than fit into memory; as `search`."""
@@ -331,6 +309,11 @@ class Index:
         return f"Index({len(self):,} documents, {self.vocabulary_size:,} terms, {self.n_postings:,} postings)"
 
     @property
+    def plan(self) -> Plan:
+        """What the planner found at build time."""
+        return self._plan
+
+    @property
     def vocabulary_size(self) -> int:
         """Columns that queries must have."""
         return self.manifest.vocabulary_size
@@ -349,14 +332,62 @@ class Index:
         """Bytes by part: forward, lists, blocks, summaries, ids."""
         return {**self._segment.sizes(), "ids": self._ids.data.nbytes + self._ids.offsets.nbytes}
 
-    def _check_encoder(self, queries: Any) -> None:
-        theirs = queries.encoder if isinstance(queries, SparseVectors) else None
+    def _check_encoder(self, theirs: str | None) -> None:
         if theirs and self.encoder_fingerprint and theirs != self.encoder_fingerprint:
             raise MismatchError(
                 f"the queries were made by the encoder {theirs[:12]}, the index's documents by "
                 f"{self.encoder_fingerprint[:12]} ({(self.manifest.encoder or {}).get('source') or 'source unknown'}): "
                 "encode the queries with the index's encoder"
             )
+
+
+class _Way(NamedTuple):
+    """How to search: for so many hits, by walking lists (candidates, mass) or else by a setting's blocks."""
+
+    reach: int
+    walk: tuple[int, float] | None
+    setting: Setting
+
+
+def _way(
+    plan: Plan, n_documents: int, kept: int | None, k: int, exact: bool, recall: float | None,
+    candidates: int | None, query_mass: float | None, query_cut: float | None, heap_factor: float | None,
+    neighbours: int | None,
+) -> _Way:  # fmt: skip
+    """What options of `Index.search` ask for; ``kept`` neighbours a document, None without blocks."""
+    check_search_options(k, exact, recall, candidates, query_mass, query_cut, heap_factor, neighbours)
+    reach = min(k, n_documents)
+    if candidates is not None or query_mass is not None:
+        wanted = CANDIDATES_PER_HIT * reach if candidates is None else candidates
+        return _Way(reach, (max(wanted, reach), QUERY_MASS if query_mass is None else float(query_mass)), EXACT)
+    if exact:
+        setting = EXACT
+    elif query_cut is None and heap_factor is None and neighbours is None:
+        setting = plan.choose(RECALL if recall is None else float(recall))
+    else:
+        setting = _by_blocks(kept, query_cut, heap_factor, neighbours)
+    return _Way(reach, setting.walk(reach), setting)
+
+
+def _by_blocks(kept: int | None, query_cut: float | None, heap_factor: float | None, neighbours: int | None) -> Setting:
+    if kept is None:
+        raise InputError(
+            "the index has no blocks for query_cut, heap_factor and neighbours: build it with "
+            "BuildOptions(seismic=True) (--seismic), or search by recall or candidates"
+        )
+    if neighbours is not None and neighbours > kept:
+        raise InputError(
+            f"neighbours={neighbours} is more than the {kept} that the index keeps of a document: "
+            f"build it with BuildOptions(seismic=True, neighbours={neighbours}), or ask for fewer"
+        )
+    return Setting(
+        "blocks",
+        {
+            "query_cut": query_cut or QUERY_CUT,
+            "heap_factor": HEAP_FACTOR if heap_factor is None else heap_factor,
+            "neighbours": kept if neighbours is None else neighbours,
+        },
+    )
 
 
 def check_search_options(
@@ -370,10 +401,6 @@ def check_search_options(
     neighbours: int | None = None,
 ) -> None:
     """Refuse options of `Index.search` that are out of range, or of two ways to search."""
-    if type(k) is int and k > 0 and query_cut is heap_factor is neighbours is None:  # what is asked most, in short
-        ways = bool(exact) + (recall is not None) + (candidates is not None or query_mass is not None)
-        if ways < 2 and _is_share(recall) and _is_share(query_mass) and (candidates is None or is_count(candidates)):
-            return
     if not is_count(k):
         raise InputError(f"k must be an integer of at least 1: got {k!r}")
     by_lists = {"candidates": candidates, "query_mass": query_mass}
@@ -401,11 +428,6 @@ def check_search_options(
             raise InputError(f"{name} must be a number above 0 and at most 1: got {share!r}")
     if heap_factor is not None and not (_is_number(heap_factor) and 0 <= heap_factor <= 2):
         raise InputError(f"heap_factor must be a number from 0 (skip nothing) to 2: got {heap_factor!r}")
-
-
-def _is_share(value: float | None) -> bool:
-    """Whether it is None or, without a further look, a number above 0 and at most 1."""
-    return value is None or (type(value) is float and 0 < value <= 1)
 
 
 def _is_number(value: object) -> bool:

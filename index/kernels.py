@@ -1,5 +1,5 @@
-"""Exact search and search by lists, compiled. Arguments are contiguous 1-D arrays, alone or as the families of
-`lsr.index.segment`, and scalars, checked by the callers.
+"""Exact search and search by lists, compiled. Arguments are contiguous arrays, alone or as the families of
+`lsr.index.segment`, and scalars, checked by the callers; queries are checked here.
 
 A score is the float32 sum over the query's terms, in ascending order of term id, of query weight
 times document weight. Every path adds in that order, so that scores are equal to the last bit.
@@ -15,18 +15,57 @@ from lsr.numba_support import MASK, array_at, at_least, half_to_float, kernel, l
 
 
 class Scratch(NamedTuple):
-    """What `search_lists` needs for itself: zeros, and left as zeros, but for the last three.
+    """What `search_lists` needs for itself, at first zeros; it leaves the first three as zeros.
 
-    accumulator uint16, one per document of a window; dense_query float32 and in_query uint8, one per term;
-    places uint32, one more than the longest document has terms; found_bounds and found_rows int64, one per document.
+    accumulator uint16, one per document of a window; dense_query float32 and in_query uint8, one per term; query_terms
+    uint32, one per term; places uint32, one more than the longest document has terms. Of a query's lists: matched,
+    order and cursors int64, multipliers and priorities float64, for the longest query that is answered by lists.
+    counts int64 (`BUCKETS`); best int64, one more than a window has blocks. Of the documents found, and of the best of
+    them: found_bounds, found_rows, top_bounds and top_rows int64, one per document.
     """
 
     accumulator: Array
     dense_query: Array
     in_query: Array
+    query_terms: Array
     places: Array
+    matched: Array
+    order: Array
+    cursors: Array
+    multipliers: Array
+    priorities: Array
+    counts: Array
+    best: Array
     found_bounds: Array
     found_rows: Array
+    top_bounds: Array
+    top_rows: Array
+
+
+@kernel
+def _lists_at(addresses):
+    return Lists(
+        array_at(addresses, 1, np.int64), array_at(addresses, 2, np.float32),
+        array_at(addresses, 3, np.int32), array_at(addresses, 4, np.uint8),
+        array_at(addresses, 5, np.int64), array_at(addresses, 6, np.uint8),
+        array_at(addresses, 7, np.int64), array_at(addresses, 8, np.uint16),
+        array_at(addresses, 9, np.uint8), array_at(addresses, 10, np.uint32),
+        array_at(addresses, 11, np.uint8),
+    )  # fmt: skip
+
+
+@kernel
+def _scratch_at(addresses):
+    return Scratch(
+        array_at(addresses, 13, np.uint16), array_at(addresses, 14, np.float32),
+        array_at(addresses, 15, np.uint8), array_at(addresses, 16, np.uint32),
+        array_at(addresses, 17, np.uint32), array_at(addresses, 18, np.int64),
+        array_at(addresses, 19, np.int64), array_at(addresses, 20, np.int64),
+        array_at(addresses, 21, np.float64), array_at(addresses, 22, np.float64),
+        array_at(addresses, 23, np.int32), array_at(addresses, 24, np.int64),
+        array_at(addresses, 25, np.int64), array_at(addresses, 26, np.int64),
+        array_at(addresses, 27, np.int64), array_at(addresses, 28, np.int64),
+    )  # fmt: skip
 
 
 @kernel
@@ -84,11 +123,10 @@ def _sort_hits(scores, rows, base, size, k):
 
 
 @kernel
-def _score(row, forward, scratch):
+def _score(row, forward, dense_query, in_query, places):
     """The score of one document: first, without a branch, which of its terms the query has."""
     start, stop = forward.ptr[row], forward.ptr[row + 1]
     terms, weights = forward.terms[start:stop], forward.weights[start:stop]  # slices: no negative positions
-    dense_query, in_query, places = scratch.dense_query, scratch.in_query, scratch.places
     n = np.uintp(0)
     for f in range(len(terms)):
         places[n] = f
@@ -101,11 +139,28 @@ def _score(row, forward, scratch):
 
 
 @kernel
-def _spread(query_terms, query_weights, start, stop, scratch, share):
-    """Lay a query out by term id; with a ``share`` of 0, clear what was laid out."""
-    for q in range(start, stop):
-        scratch.dense_query[query_terms[q]] = share * query_weights[q]
-        scratch.in_query[query_terms[q]] = share * query_weights[q] > 0
+def _spread(terms, weights, scratch):
+    """Lay a query out by term id, and copy its terms; False, and nothing is laid out, if it is not as
+    `lsr.vectors.check_vectors` returns queries.
+    """
+    query_terms, dense_query, in_query = scratch.query_terms, scratch.dense_query, scratch.in_query
+    last = np.int64(-1)
+    for q in range(len(terms)):
+        term, weight = np.int64(terms[q]), np.float32(weights[q])
+        if not (last < term < len(dense_query) and 0 < weight <= LARGEST):
+            _clear(scratch, q)
+            return False
+        query_terms[q], dense_query[term], in_query[term] = term, weight, 1
+        last = term
+    return True
+
+
+@kernel
+def _clear(scratch, n_terms):
+    """Take away what `_spread` laid out."""
+    for q in range(n_terms):
+        scratch.dense_query[scratch.query_terms[q]] = 0
+        scratch.in_query[scratch.query_terms[q]] = 0
 
 
 @kernel
@@ -122,6 +177,7 @@ def _score_rows(rows, bounds, n_rows, beyond, unit, rounding, forward, scratch, 
 
     (bound + beyond) * unit + rounding is never below a document's score.
     """
+    dense_query, in_query, places = scratch.dense_query, scratch.in_query, scratch.places
     for i in range(min(2 * AHEAD, n_rows)):
         prefetch(forward.ptr, rows[i])
     for i in range(min(AHEAD, n_rows)):
@@ -134,7 +190,7 @@ def _score_rows(rows, bounds, n_rows, beyond, unit, rounding, forward, scratch, 
         most = (bounds[i] + beyond) * unit + rounding
         if n_hits == k and most < min(np.float64(hit_scores[base]), LARGEST):
             continue
-        score = _score(rows[i], forward, scratch)
+        score = _score(rows[i], forward, dense_query, in_query, places)
         if score > 0:
             n_hits = _offer(hit_scores, hit_rows, base, n_hits, k, score, rows[i])
     return n_hits
@@ -166,23 +222,24 @@ BYTES = 64  # in a cache line
 
 
 @kernel
-def _match(
-    query_terms, query_weights, start, stop, list_starts, shift, lists, matched, multipliers, priorities, order
-):  # fmt: skip
+def _match(n_terms, shift, addresses):
     """Find the query's lists, scale their steps to accumulator units, and order them.
 
     Returns the number of lists, the unit (float64) and the slack in units; ``matched`` and
     ``multipliers`` are filled, and ``order`` sorts them by what they can add to a score over the square
     root of their length. No list: (0, 0, 0).
     """
+    list_starts, lists, scratch = array_at(addresses, 0, np.int64), _lists_at(addresses), _scratch_at(addresses)
+    matched, multipliers, priorities = scratch.matched, scratch.multipliers, scratch.priorities
     n = 0
     total = 0.0
-    for q in range(start, stop):
-        listed, end = list_starts[query_terms[q] >> shift], list_starts[(query_terms[q] >> shift) + 1]
-        while listed < end and lists.terms[listed] < query_terms[q]:
+    for q in range(n_terms):
+        term = np.int64(scratch.query_terms[q])
+        listed, end = list_starts[term >> shift], list_starts[(term >> shift) + 1]
+        while listed < end and lists.terms[listed] < term:
             listed += 1
-        if listed < end and lists.terms[listed] == query_terms[q]:
-            most = np.float64(query_weights[q]) * np.float64(lists.step[listed]) * 255
+        if listed < end and lists.terms[listed] == term:
+            most = np.float64(scratch.dense_query[term]) * np.float64(lists.step[listed]) * 255
             matched[n] = listed
             multipliers[n] = most
             priorities[n] = most / np.sqrt(np.float64(lists.length[listed]))
@@ -193,7 +250,7 @@ def _match(
     unit = total / (MOST - 2 * n - 1)
     for i in range(n):
         multipliers[i] = np.ceil(multipliers[i] / 255 / unit * 256 * (1 + 1e-12))
-    _sort_descending(priorities, order, n)
+    _sort_descending(priorities, scratch.order, n)
     # codes, multipliers and products are each rounded up; the last term covers float32's own rounding
     slack = np.int64(np.ceil(1.001 * total / 255 / unit)) + 2 * n + 2 + n // 50
     if total >= 0.99 * LARGEST or unit < n * SMALLEST:
@@ -326,6 +383,13 @@ def _count(bucket, wanted, counts, level, above):
 
 
 @kernel
+def _empty(values):
+    """Zeros, by a loop: of an assignment to a slice LLVM makes none over vectors."""
+    for i in range(len(values)):
+        values[i] = 0
+
+
+@kernel
 def _collect(
     accumulator, documents, first_row, wanted, slack, counts, level, above, best, found_bounds, found_rows, n_found
 ):  # fmt: skip
@@ -360,9 +424,7 @@ def _collect(
                 elif bound >> BUCKET >= level:
                     level, above = _count(bound >> BUCKET, wanted, counts, level, above)
                     threshold = max(np.int64(1), (level << BUCKET) - slack)
-    window = accumulator[:documents]
-    for d in range(len(window)):
-        window[d] = 0
+    _empty(accumulator[:documents])
     return level, above, n_found
 
 
@@ -391,7 +453,7 @@ def _part(found_bounds, found_rows, n_found, level, room, lowest, top_bounds, to
 @kernel
 def _rank(bounds, rows, n, wanted, counts):
     """Keep the ``wanted`` best of n candidates, in place: those of the highest buckets, of equal ones the first."""
-    counts[:] = 0
+    _empty(counts)
     level, above = np.int64(0), np.int64(0)
     for i in range(n):
         if bounds[i] >> BUCKET >= level:
@@ -418,14 +480,14 @@ def _refine(bounds, rows, n, matched, multipliers, order, walked, n_lists, lists
 
 
 @kernel
-def _walk(
-    matched, multipliers, order, walked, cursors, lists, n_documents, accumulator,
-    wanted, slack, counts, best, found_bounds, found_rows,
-):  # fmt: skip
+def _walk(walked, n_documents, wanted, slack, addresses):
     """Walk the first ``walked`` lists, in order, window by window; returns as `_collect`."""
+    lists, scratch = _lists_at(addresses), _scratch_at(addresses)
+    matched, multipliers, order, cursors = scratch.matched, scratch.multipliers, scratch.order, scratch.cursors
+    accumulator = scratch.accumulator
     window = len(accumulator)
     level, above, n_found = np.int64(0), np.int64(0), 0
-    counts[:] = 0
+    _empty(scratch.counts)
     for i in range(walked):
         cursors[i] = lists.place[matched[order[i]]]
     for w in range((n_documents + window - 1) // window):
@@ -448,97 +510,113 @@ def _walk(
                     accumulator, lists.short_rows, lists.short_codes, cursors[i], end, first_row, multiplier
                 )
         level, above, n_found = _collect(
-            accumulator, documents, first_row, wanted, slack, counts, level, above, best,
-            found_bounds, found_rows, n_found,
+            accumulator, documents, first_row, wanted, slack, scratch.counts, level, above, scratch.best,
+            scratch.found_bounds, scratch.found_rows, n_found,
         )  # fmt: skip
     return level, above, n_found
 
 
 @kernel
+def _search_one(n_terms, shift, addresses, forward, candidates, mass, most_found, k, scores, rows, base):
+    """Top k of the query that is laid out, a heap at ``base``; see `search_lists`. Returns the number of hits."""
+    lists, scratch = _lists_at(addresses), _scratch_at(addresses)
+    order, counts, found_bounds, found_rows = scratch.order, scratch.counts, scratch.found_bounds, scratch.found_rows
+    top_bounds, top_rows, multipliers = scratch.top_bounds, scratch.top_rows, scratch.multipliers
+    n, unit, slack = _match(n_terms, shift, addresses)
+    exact = candidates == 0
+    walked, beyond, look_up = _share(scratch.matched, multipliers, order, n, mass, lists)
+    reach = REACH * candidates if look_up else candidates
+    while True:
+        wanted = k if exact else reach
+        margin = slack + beyond if exact else np.int64(0)
+        level, above, n_found = _walk(walked, len(forward.ptr) - 1, wanted, margin, addresses)
+        lowest = max(np.int64(1), (level << BUCKET) - margin)
+        if exact and (walked == n or ((level << BUCKET) > margin and n_found <= most_found)):
+            break
+        if not exact and above >= candidates:
+            break
+        exact, walked, beyond = True, n, np.int64(0)  # too many, or too few, by these lists alone
+    # float32's own rounding may lift a sum of n products above its bound
+    lifted, rounding = unit * (1 + (n + 2) * 2.0**-23), n * SMALLEST
+    room = wanted - above + counts[level]
+    n_top, n_found = _part(found_bounds, found_rows, n_found, level, room, lowest, top_bounds, top_rows)
+    if not exact and look_up:
+        beyond = _refine(top_bounds, top_rows, n_top, scratch.matched, multipliers, order, walked, n, lists)
+        n_top = _rank(top_bounds, top_rows, n_top, candidates, counts)
+    n_hits = _score_rows(
+        top_rows, top_bounds, n_top, beyond, lifted, rounding, forward, scratch, k, scores, rows, base, 0
+    )  # fmt: skip
+    if exact:
+        n_hits = _score_rows(
+            found_rows, found_bounds, n_found, beyond, lifted, rounding, forward, scratch, k, scores, rows, base, n_hits
+        )  # fmt: skip
+    return n_hits
+
+
+@kernel
+def _score_all(forward, scratch, k, hit_scores, hit_rows, base):
+    """Top k of the query that is laid out by scoring every document; returns as `_search_one`."""
+    n_documents = len(forward.ptr) - 1
+    for row in range(n_documents):
+        scratch.found_bounds[row], scratch.found_rows[row] = 0, row
+    return _score_rows(
+        scratch.found_rows, scratch.found_bounds, n_documents, 0, 0.0, LARGEST, forward, scratch,
+        k, hit_scores, hit_rows, base, 0,
+    )  # fmt: skip
+
+
+@kernel
 def search_lists(
-    query_ptr, query_terms, query_weights, list_starts, shift, lists, forward, scratch,
-    candidates, mass, most_terms, most_found, k, hit_scores, hit_rows, hit_counts,
+    query_ptr, query_terms, query_weights, addresses, forward_terms, forward_weights,
+    candidates, mass, hit_scores, hit_rows, hit_counts,
 ):  # fmt: skip
-    """Top k of n queries through the inverted lists, term at a time.
+    """Top k of n queries through the inverted lists, term at a time; False if a query is not as it should be.
+
+    Numba looks at each array that it is given from Python, and a short search takes no longer than thirty such looks.
+    So what stays comes in one array, by addresses.
 
     Args:
-        query_ptr, query_terms, query_weights: the queries as CSR (int64, int64, float32).
-        list_starts, shift: the lists of terms t with t >> shift equal to i begin at list_starts[i].
-        lists, forward: see `lsr.index.segment`; 16-bit weights as uint16.
-        scratch: see `Scratch`.
+        query_ptr, query_terms, query_weights: the queries as CSR (int32 or int64, the same, float32), with any content.
+            They are answered if they are as `lsr.vectors.check_vectors` returns them.
+        addresses: of list_starts int64, the arrays of `Lists`, forward.ptr, those of `Scratch`, and knobs int64: shift,
+            most_terms, most_found. The lists of terms t with t >> shift equal to i begin at list_starts[i]; a query of
+            more than most_terms is answered by scoring every document.
+        forward_terms, forward_weights: see `lsr.index.segment.Forward`; 16-bit weights as uint16.
         candidates: 0 for exact search; else this many documents, those in the highest buckets of
             bounds (of equal buckets, the first), are scored. A query whose walked lists hold fewer is answered exactly.
         mass: share of what the query's lists can add to a score that the walked ones must hold. Exact
-            search makes up for the others by scoring more documents, and where those would be more
-            than ``most_found``, it walks all lists. Search by lists looks up what the dense ones of them hold of
-            `REACH` times as many documents as it scores.
-        most_terms: a query with more is answered by scoring every document.
-        k: hits wanted, at most the number of documents.
-        hit_scores, hit_rows, hit_counts: results of all queries: (n * k,), (n * k,), (n,), padded with -inf and -1.
+            search makes up for the others by scoring more documents, and where those would be more than
+            most_found and ten a hit, it walks all lists. Search by lists looks up what the dense ones of them hold
+            of `REACH` times as many documents as it scores.
+        hit_scores, hit_rows, hit_counts: results, float32 (n, k), int64 (n, k) and int64 (n,), padded with -inf and
+            -1; k is at most the number of documents.
     """
-    n_documents, room = len(forward.ptr) - 1, max(k, REACH * candidates)
-    counts, best = np.empty(BUCKETS, np.int64), np.empty(len(scratch.accumulator) // BLOCK + 1, np.int64)
-    top_bounds, top_rows = np.empty(room, np.int64), np.empty(room, np.int64)
-    found_bounds, found_rows = scratch.found_bounds, scratch.found_rows
-    longest = 0
-    for query in range(len(query_ptr) - 1):
-        longest = max(longest, query_ptr[query + 1] - query_ptr[query])
-    matched, order, cursors = np.empty(longest, np.int64), np.empty(longest, np.int64), np.empty(longest, np.int64)
-    multipliers, priorities = np.empty(longest, np.float64), np.empty(longest, np.float64)
-    for query in range(len(query_ptr) - 1):
-        start, stop = query_ptr[query], query_ptr[query + 1]
-        base = query * k
-        _spread(query_terms, query_weights, start, stop, scratch, np.float32(1))
-        if stop - start > most_terms:
-            for row in range(n_documents):
-                found_bounds[row], found_rows[row] = 0, row
-            n_hits = _score_rows(
-                found_rows, found_bounds, n_documents, 0, 0.0, LARGEST, forward, scratch,
-                k, hit_scores, hit_rows, base, 0,
-            )  # fmt: skip
+    scratch, knobs = _scratch_at(addresses), array_at(addresses, 29, np.int64)
+    forward = Forward(array_at(addresses, 12, np.int64), forward_terms, forward_weights)
+    n_queries, k = hit_scores.shape
+    scores, rows = hit_scores.reshape(n_queries * k), hit_rows.reshape(n_queries * k)
+    candidates = min(candidates, len(forward.ptr) - 1)
+    if len(query_ptr) - 1 != n_queries or len(query_terms) != len(query_weights):
+        return False
+    if query_ptr[0] != 0 or query_ptr[n_queries] != len(query_terms):
+        return False
+    for query in range(n_queries):
+        start, stop, base = np.int64(query_ptr[query]), np.int64(query_ptr[query + 1]), query * k
+        if not 0 <= start <= stop <= len(query_terms):
+            return False
+        if not _spread(query_terms[start:stop], query_weights[start:stop], scratch):
+            return False
+        n_terms = stop - start
+        if n_terms > knobs[1]:
+            n_hits = _score_all(forward, scratch, k, scores, rows, base)
         else:
-            n, unit, slack = _match(
-                query_terms, query_weights, start, stop, list_starts, shift, lists,
-                matched, multipliers, priorities, order,
+            n_hits = _search_one(
+                n_terms, knobs[0], addresses, forward, candidates, mass, knobs[2] + 10 * k, k, scores, rows, base
             )  # fmt: skip
-            exact = candidates == 0
-            walked, beyond, look_up = _share(matched, multipliers, order, n, mass, lists)
-            reach = REACH * candidates if look_up else candidates
-            while True:
-                wanted = k if exact else reach
-                margin = slack + beyond if exact else np.int64(0)
-                level, above, n_found = _walk(
-                    matched, multipliers, order, walked, cursors, lists, n_documents, scratch.accumulator,
-                    wanted, margin, counts, best, found_bounds, found_rows,
-                )  # fmt: skip
-                lowest = max(np.int64(1), (level << BUCKET) - margin)
-                if exact and (walked == n or ((level << BUCKET) > margin and n_found <= most_found)):
-                    break
-                if not exact and above >= candidates:
-                    break
-                exact, walked, beyond = True, n, np.int64(0)  # too many, or too few, by these lists alone
-            # float32's own rounding may lift a sum of n products above its bound
-            lifted, rounding = unit * (1 + (n + 2) * 2.0**-23), n * SMALLEST
-            room = wanted - above + counts[level]
-            n_top, n_found = _part(found_bounds, found_rows, n_found, level, room, lowest, top_bounds, top_rows)
-            if not exact and look_up:
-                beyond = _refine(top_bounds, top_rows, n_top, matched, multipliers, order, walked, n, lists)
-                n_top = _rank(top_bounds, top_rows, n_top, candidates, counts)
-            n_hits = _score_rows(
-                top_rows, top_bounds, n_top, beyond, lifted, rounding, forward, scratch,
-                k, hit_scores, hit_rows, base, 0,
-            )  # fmt: skip
-            if exact:
-                n_hits = _score_rows(
-                    found_rows, found_bounds, n_found, beyond, lifted, rounding, forward, scratch,
-                    k, hit_scores, hit_rows, base, n_hits,
-                )  # fmt: skip
-        _spread(query_terms, query_weights, start, stop, scratch, np.float32(0))
-        _sort_hits(hit_scores, hit_rows, base, n_hits, k)
+        _clear(scratch, n_terms)
+        _sort_hits(scores, rows, base, n_hits, k)
         hit_counts[query] = n_hits
-
-
-# --- from Python in one call -----------------------------------------------------------------------
+    return True
 
 
 @kernel
@@ -561,37 +639,4 @@ def take_rows(indptr, terms, weights, vocabulary_size, new_indptr, new_terms, ne
             if new_weights[p] == 0:  # a float64 too small for float32
                 return False
         new_indptr[row + 1] = stop
-    return True
-
-
-@kernel
-def answer(
-    indptr, terms, weights, addresses, shift, forward_terms, forward_weights,
-    candidates, mass, most_terms, most_found, k, hit_scores, hit_rows, hit_counts,
-):  # fmt: skip
-    """`take_rows`, then `search_lists` if the rows are as they should be; returns whether they are.
-
-    Numba looks at each array that it is given from Python: thirty of them take longer than a short search. Those that
-    stay come in one, by their addresses: list_starts, those of `Lists`, forward.ptr and those of `Scratch`.
-    """
-    lists = Lists(
-        array_at(addresses, 1, np.int64), array_at(addresses, 2, np.float32), array_at(addresses, 3, np.int32),
-        array_at(addresses, 4, np.uint8), array_at(addresses, 5, np.int64), array_at(addresses, 6, np.uint8),
-        array_at(addresses, 7, np.int64), array_at(addresses, 8, np.uint16), array_at(addresses, 9, np.uint8),
-        array_at(addresses, 10, np.uint32), array_at(addresses, 11, np.uint8),
-    )  # fmt: skip
-    forward = Forward(array_at(addresses, 12, np.int64), forward_terms, forward_weights)
-    scratch = Scratch(
-        array_at(addresses, 13, np.uint16), array_at(addresses, 14, np.float32), array_at(addresses, 15, np.uint8),
-        array_at(addresses, 16, np.uint32), array_at(addresses, 17, np.int64), array_at(addresses, 18, np.int64),
-    )  # fmt: skip
-    if len(indptr) - 1 != len(hit_counts):  # there is room for so many queries' hits, and no more
-        return False
-    rows = np.empty(len(indptr), np.int64), np.empty(len(terms), np.int64), np.empty(len(terms), np.float32)
-    if not take_rows(indptr, terms, weights, len(scratch.dense_query), rows[0], rows[1], rows[2]):
-        return False
-    search_lists(
-        rows[0], rows[1], rows[2], array_at(addresses, 0, np.int64), shift, lists, forward, scratch,
-        candidates, mass, most_terms, most_found, k, hit_scores, hit_rows, hit_counts,
-    )  # fmt: skip
     return True

@@ -97,17 +97,14 @@ class Plan:
     sample: str = "none"
     n_queries: int = 0
     settings: tuple[Setting, ...] = field(default=(EXACT,))
-    _chosen: dict[float, Setting] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def choose(self, recall: float) -> Setting:
         """The cheapest setting that reached the recall, by at least its standard error; else exact search.
 
         Exact search too for a recall of 1: having missed nothing on a sample does not promise it.
         """
-        if recall not in self._chosen:  # searches ask for the same few recalls again and again
-            good = [s for s in self.settings[1:] if recall < 1 and s.recall - s.error >= recall]
-            self._chosen[recall] = min([self.settings[0], *good], key=lambda setting: setting.microseconds)
-        return self._chosen[recall]
+        good = [s for s in self.settings[1:] if recall < 1 and s.recall - s.error >= recall]
+        return min([self.settings[0], *good], key=lambda setting: setting.microseconds)
 
     def explain(self, recall: float) -> str:
         """Why `choose` takes what it takes, for people to read."""

@@ -4,6 +4,7 @@ For one query, scipy's constructor and NumPy's reductions would take as long as 
 of `lsr.vectors` is copied by one kernel; all else goes through `as_query_vectors`, which mends it or refuses it.
 """
 
+from array import array
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -41,16 +42,23 @@ def as_rows(queries: QueryVectors, vocabulary_size: int) -> SparseRows:
     return SparseRows.of(as_query_vectors(queries, vocabulary_size))
 
 
-def is_plain_row(queries: Any, vocabulary_size: int) -> bool:
-    """Whether it is one CSR row, of any content, in types that `lsr.index.kernels.answer` is compiled for."""
-    return (
-        isinstance(queries, CSR)
-        and queries.shape == (1, vocabulary_size)
-        and len(queries.indptr) == 2
-        and queries.data.dtype is WEIGHT_DTYPES[0]
-        and queries.indices.dtype is queries.indptr.dtype
-        and queries.indices.dtype in TERM_DTYPES
-    )
+def plain_row(queries: Any, vocabulary_size: int) -> tuple[Array, Array, Array] | None:
+    """One query, of any content, as indptr, terms and weights of types that `kernels.search_lists` is compiled for.
+
+    None of more than one query, and of other forms and types.
+    """
+    if isinstance(queries, CSR):
+        if queries.shape != (1, vocabulary_size):
+            return None
+        arrays = queries.indptr, queries.indices, queries.data
+    elif (parts := _parts_of(queries)) is not None:
+        arrays = np.array((0, len(parts[0])), parts[0].dtype), *parts
+    else:
+        return None
+    dtype = arrays[1].dtype
+    if dtype in TERM_DTYPES and arrays[0].dtype is dtype and arrays[2].dtype is WEIGHT_DTYPES[0]:
+        return arrays
+    return None
 
 
 def as_sample(queries: "QueryVectors | None", vocabulary_size: int) -> SparseRows | None:
@@ -74,18 +82,22 @@ def _arrays_of(queries: Any, vocabulary_size: int) -> tuple[Array, Array, Array]
         if len(shape) == 2 and shape[1] == vocabulary_size and len(queries.indptr) == shape[0] + 1:
             return queries.indptr, queries.indices, queries.data
         return None
+    parts = _parts_of(queries)
+    return None if parts is None else (np.array((0, len(parts[0]))), *parts)
+
+
+def _parts_of(queries: Any) -> tuple[Array, Array] | None:
+    """Term ids in ascending order, and their weights, of a dict (float32) or a pair, unchecked; None of all else."""
     try:
-        if isinstance(queries, Mapping):
+        if isinstance(queries, Mapping):  # array is twice as fast as NumPy in looking at Python's floats
             ordered = sorted(queries)
-            terms, weights = np.array(ordered), np.array([queries[term] for term in ordered], dtype=np.float64)
-        elif isinstance(queries, tuple) and len(queries) == 2:
+            floats = array("f", map(queries.__getitem__, ordered))
+            return np.array(ordered), np.frombuffer(floats, dtype=np.float32)
+        if isinstance(queries, tuple) and len(queries) == 2:
             terms, weights = np.asarray(queries[0]), np.asarray(queries[1])
-            if terms.ndim != 1 or terms.shape != weights.shape:
-                return None
-            order = terms.argsort(kind="stable")
-            terms, weights = terms[order], weights[order]
-        else:
-            return None
+            if terms.ndim == 1 and terms.shape == weights.shape:
+                order = terms.argsort(kind="stable")
+                return terms[order], weights[order]
     except (TypeError, ValueError, OverflowError):
-        return None
-    return np.array((0, len(terms))), terms, weights
+        pass
+    return None

@@ -4,15 +4,17 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
+from numpy import empty
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from lsr.index import kernels, seismic_kernels
+from lsr.index.kernels import search_lists
 from lsr.index.segment import WINDOW, Array, Segment, bits_of
-from lsr.numba_support import JIT, addresses_of
+from lsr.numba_support import addresses_of
 from lsr.vectors import SparseRows
 
 #: Above this, 16-bit accumulators would be too coarse: every document is scored instead.
@@ -31,6 +33,9 @@ Queries: TypeAlias = SparseRows | csr_array
 
 Found: TypeAlias = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]
 
+#: As objects: NumPy makes them of types anew with each array.
+FLOAT32, INT64 = np.dtype(np.float32), np.dtype(np.int64)
+
 #: Runs a kernel, with scratch, for queries (indptr, terms and weights), into the results.
 Work: TypeAlias = "Callable[[_Scratch, tuple[Array, Array, Array], Found], None]"
 
@@ -40,7 +45,6 @@ class _Scratch:
     """What a kernel call needs for itself; kept between calls, allocated when first needed."""
 
     arrays: dict[str, Array] = field(default_factory=dict)
-    lists: kernels.Scratch | None = None
     addresses: NDArray[np.int64] | None = None
 
     def zeros(self, name: str, length: int, dtype: type) -> Array:
@@ -56,7 +60,7 @@ class Searcher:
 
     def __init__(self, segment: Segment) -> None:
         self.segment = segment
-        self._forward = bits_of(segment.forward)
+        self._ptr, self._terms, self._weights = bits_of(segment.forward)
         self._neighbours = np.zeros(0, np.int32) if segment.neighbours is None else segment.neighbours.rows
         self._most_blocks = 0 if segment.blocks is None else int(np.diff(segment.blocks.ptr).max(initial=0))
         self._starts, self._shift = _starts(segment.lists.terms, segment.vocabulary_size)
@@ -72,35 +76,23 @@ class Searcher:
 
     def lists(self, queries: Queries, k: int, candidates: int, mass: float, threads: int | None) -> Found:
         """`exact` with 0 candidates, which then walks ``mass`` of the lists at first; with more, `pruned`."""
-        knobs = self._knobs(k, candidates, mass)
 
         def work(scratch: _Scratch, rows: tuple[Array, Array, Array], results: Found) -> None:
-            if not JIT:
-                lists = scratch.lists or self._for_lists(scratch)
-                kernels.search_lists(
-                    *rows, self._starts, self._shift, self.segment.lists, self._forward, lists, *knobs, *results
-                )
-            elif not self._answer(scratch, rows, knobs, results):
+            if not self._answer(scratch, rows, candidates, mass, results):
                 raise AssertionError("checked queries are taken")
 
         return self._run(work, queries, k, threads)
 
-    def one(self, rows: Any, k: int, candidates: int, mass: float) -> Found | None:
-        """As `exact` (with 0 candidates) and `pruned`, of one CSR row, which the kernel checks itself.
+    def one(self, rows: tuple[Array, Array, Array], k: int, candidates: int, mass: float) -> Found | None:
+        """As `lists`, of one query as `lsr.index.queries.plain_row` has it; None if the kernel does not take it.
 
-        None for a row that has to be mended or refused first, and without the JIT.
+        The kernel checks it: it then has to be mended or refused.
         """
-        if not JIT:
-            return None
-        scores, hits, counts = np.empty(k, np.float32), np.empty(k, np.int64), np.empty(1, np.int64)
-        scratch, arrays = self._take(), (rows.indptr, rows.indices, rows.data)
-        taken = self._answer(scratch, arrays, self._knobs(k, candidates, mass), (scores, hits, counts))
+        found = empty((1, k), FLOAT32), empty((1, k), INT64), empty(1, INT64)
+        scratch = self._take()
+        taken = self._answer(scratch, rows, candidates, mass, found)
         self._free.append(scratch)
-        return (scores.reshape(1, k), hits.reshape(1, k), counts) if taken else None
-
-    def _knobs(self, k: int, candidates: int, mass: float) -> tuple[Any, ...]:
-        """The scalars that `kernels.search_lists` takes: at most all documents are candidates."""
-        return min(candidates, self.segment.n_documents), mass, MOST_QUERY_TERMS, MOST_FOUND + 10 * k, k
+        return found if taken else None
 
     def _take(self) -> _Scratch:
         """Scratch for one call. It is not given back after an error: its arrays may not be clean."""
@@ -109,25 +101,39 @@ class Searcher:
         except IndexError:
             return _Scratch()
 
-    def _answer(self, scratch: _Scratch, rows: Any, knobs: tuple[Any, ...], results: Found) -> bool:
-        if scratch.addresses is None:
-            lists = scratch.lists or self._for_lists(scratch)
-            scratch.addresses = addresses_of([self._starts, *self.segment.lists, self._forward.ptr, *lists])
-        _, terms, weights = self._forward
-        taken: bool = kernels.answer(*rows, scratch.addresses, self._shift, terms, weights, *knobs, *results)
+    def _answer(
+        self, scratch: _Scratch, rows: tuple[Array, Array, Array], candidates: int, mass: float, found: Found
+    ) -> bool:
+        addresses = scratch.addresses
+        if addresses is None:
+            addresses = scratch.addresses = self._addresses(scratch)
+        taken: bool = search_lists(*rows, addresses, self._terms, self._weights, candidates, mass, *found)
         return taken
 
-    def _for_lists(self, scratch: _Scratch) -> kernels.Scratch:
-        size, n_documents = self.segment.vocabulary_size, self.segment.n_documents
-        scratch.lists = kernels.Scratch(
+    def _addresses(self, scratch: _Scratch) -> NDArray[np.int64]:
+        """Where the arrays are that `kernels.search_lists` takes by address: the segment and the scratch keep them."""
+        size, n_documents, longest = self.segment.vocabulary_size, self.segment.n_documents, MOST_QUERY_TERMS
+        lists = kernels.Scratch(
             accumulator=scratch.zeros("accumulator", WINDOW, np.uint16),
             dense_query=scratch.zeros("dense_query", size, np.float32),
             in_query=scratch.zeros("in_query", size, np.uint8),
+            query_terms=scratch.zeros("query_terms", size, np.uint32),
             places=scratch.zeros("places", size + 1, np.uint32),
+            matched=scratch.zeros("matched", longest, np.int64),
+            order=scratch.zeros("order", longest, np.int64),
+            cursors=scratch.zeros("cursors", longest, np.int64),
+            multipliers=scratch.zeros("multipliers", longest, np.float64),
+            priorities=scratch.zeros("priorities", longest, np.float64),
+            counts=scratch.zeros("counts", kernels.BUCKETS, np.int32),
+            best=scratch.zeros("best", WINDOW // kernels.BLOCK + 1, np.int64),
             found_bounds=scratch.zeros("found_bounds", n_documents, np.int64),
             found_rows=scratch.zeros("found_rows", n_documents, np.int64),
+            top_bounds=scratch.zeros("top_bounds", n_documents, np.int64),
+            top_rows=scratch.zeros("top_rows", n_documents, np.int64),
         )
-        return scratch.lists
+        knobs = np.array([self._shift, MOST_QUERY_TERMS, MOST_FOUND], dtype=np.int64)
+        scratch.arrays["knobs"] = knobs
+        return addresses_of([self._starts, *self.segment.lists, self._ptr, *lists, knobs])
 
     def seismic(
         self,
@@ -152,7 +158,8 @@ class Searcher:
 
         def work(scratch: _Scratch, rows: tuple[Array, Array, Array], results: Found) -> None:
             seismic_kernels.search_seismic(
-                *rows, segment.lists.terms, *self._forward, *blocks, *summaries, self._neighbours,
+                *rows, segment.lists.terms, self._ptr, self._terms, self._weights,
+                *blocks, *summaries, self._neighbours,
                 scratch.zeros("dense_query", segment.vocabulary_size, np.float32),
                 scratch.zeros("in_query", segment.vocabulary_size, np.uint8),
                 scratch.zeros("places", segment.vocabulary_size + 1, np.uint32),
@@ -163,7 +170,8 @@ class Searcher:
                 scratch.zeros("block_order", 2 * most_blocks, np.int64),
                 scratch.zeros("block_counts", seismic_kernels.STEPS + 1, np.int64),
                 scratch.zeros("chosen", max(cut, 1), np.int64),
-                cut, share, np.float32(heap_factor), neighbours, k, *results,
+                cut, share, np.float32(heap_factor), neighbours, k,
+                *(array.ravel() for array in results),  # views
             )  # fmt: skip
 
         return self._run(work, queries, k, threads)
@@ -172,12 +180,12 @@ class Searcher:
         """Let ``work`` fill the results: on one thread at once, on several part by part."""
         given = queries if isinstance(queries, SparseRows) else SparseRows.of(queries)
         n = len(given.indptr) - 1
-        scores, rows, counts = np.empty(n * k, np.float32), np.empty(n * k, np.int64), np.empty(n, np.int64)
+        scores, rows, counts = empty((n, k), FLOAT32), empty((n, k), INT64), empty(n, INT64)
 
         def task(first: int, last: int) -> None:
             begin, end = given.indptr[first], given.indptr[last]
             part = given.indptr[first : last + 1] - begin, given.indices[begin:end], given.data[begin:end]
-            hits = scores[first * k : last * k], rows[first * k : last * k], counts[first:last]
+            hits = scores[first:last], rows[first:last], counts[first:last]
             scratch = self._take()
             work(scratch, part, hits)
             self._free.append(scratch)
@@ -190,7 +198,7 @@ class Searcher:
             bounds = np.linspace(0, n, parts + 1).astype(int).tolist()
             with ThreadPoolExecutor(workers) as pool:
                 list(pool.map(task, bounds[:-1], bounds[1:]))
-        return scores.reshape(n, k), rows.reshape(n, k), counts
+        return scores, rows, counts
 
 
 def _starts(terms: Array, vocabulary_size: int) -> tuple[Array, int]:

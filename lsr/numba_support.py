@@ -3,6 +3,7 @@
 Each intrinsic has a plain twin, which takes its place without the JIT.
 """
 
+import ctypes
 import logging
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -127,11 +128,18 @@ lowest_bit: Callable[[Any], Any] = _lowest_bit_compiled if JIT else _lowest_bit_
 
 
 @intrinsic
-def _pointer(typing_context: Any, address: Any) -> Any:
+def _pointer_compiled(typing_context: Any, address: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], cgutils.voidptr_t)
 
     return types.voidptr(types.int64), generate
+
+
+def _pointer_plain(address: Any) -> ctypes.c_void_p:
+    return ctypes.c_void_p(int(address))
+
+
+_pointer: Callable[[Any], Any] = _pointer_compiled if JIT else _pointer_plain
 
 
 def addresses_of(arrays: Iterable[NDArray[Any]]) -> NDArray[np.int64]:
@@ -141,7 +149,7 @@ def addresses_of(arrays: Iterable[NDArray[Any]]) -> NDArray[np.int64]:
 
 @kernel
 def array_at(addresses, position, dtype):  # type: ignore[no-untyped-def]
-    """The array at that position of what was given to `addresses_of`. In compiled code only."""
+    """The array at that position of what was given to `addresses_of`."""
     return numba.carray(_pointer(addresses[2 * position]), addresses[2 * position + 1], dtype)
 
 

@@ -264,6 +264,14 @@ def test_k_must_be_a_positive_integer(k):
         small().search({0: 1.0}, k)
 
 
+def test_what_equals_an_option_that_was_taken_is_refused_all_the_same():
+    index = small()
+    index.search({0: 1.0}, 1, recall=1)
+    for k, recall in ((True, 1), (1.0, 1), (1, True), (1, [1]), ([1], 1)):
+        with pytest.raises(InputError, match="must be"):
+            index.search({0: 1.0}, k, recall=recall)
+
+
 @pytest.mark.parametrize(
     ("knob", "value"),
     [

@@ -1,5 +1,7 @@
 """The planner: settings tried on a sample, and the cheapest that reaches a recall."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.sparse import csr_array
@@ -68,8 +70,8 @@ def test_every_setting_is_tried_and_its_recall_is_what_search_reaches(small_is_l
 
 
 def test_a_named_recall_searches_as_the_plan_says(small_is_large):
-    index = lsr.Index.build(DOCUMENTS, sample=QUERIES)
-    index.plan = PLAN
+    built = lsr.Index.build(DOCUMENTS, sample=QUERIES)
+    index = lsr.Index(replace(built.manifest, plan=PLAN.to_dict()), built._segment, built._ids)
     by_recall = index.search(QUERIES, 10, recall=0.9)
     by_knobs = index.search(QUERIES, 10, query_mass=0.5, candidates=20)
     np.testing.assert_array_equal(by_recall.rows, by_knobs.rows)
