@@ -262,7 +262,7 @@ class Index:
             yield self.search(batch, k, **options)
 
     def explain_plan(self, recall: float = RECALL) -> str:
-        """Which way `search` takes for a recall, and what the planner found for all it tried."""
+        """Which way `search` takes for a recall, and what the planner found for all that it tried to the end."""
         check_search_options(1, recall=recall)
         return self.plan.explain(recall)
 

@@ -11,11 +11,13 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from tqdm import tqdm
 
 from lsr.errors import FormatError, InputError
 from lsr.index.search import EXACT_MASS, Found, Queries, Searcher
+from lsr.vectors import SparseRows
 
 #: Hits for which settings are tried. The candidates of a setting grow with the hits wanted.
 K = 10
@@ -32,12 +34,11 @@ CANDIDATES_PER_HIT = (1.2, 1.5, 2, 3, 5)
 QUERY_CUTS = (4, 6, 10)
 HEAP_FACTORS = (0.9, 1.1, 1.35)
 
-#: Rounds after the first one, of the settings that no other one beat by more than this in time at the same recall.
-MORE_ROUNDS = 2
-CLEARLY = 1.05
+#: Queries on which all settings are tried; then on as many again, twice as many, and so on, those that are left.
+FIRST = 25
 
-#: More candidates are not tried once this recall is reached.
-ENOUGH = 0.995
+#: A setting is left out when another one reached more in a time that is shorter by this.
+CLEARLY = 1.05
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Setting:
         knobs: by name.
         recall: share of the exact top 10 that was found, the mean over the queries.
         error: the standard error of that mean.
-        microseconds: of one thread a query, the fastest of the rounds.
+        microseconds: of one thread a query.
     """
 
     regime: str
@@ -91,7 +92,7 @@ class Plan:
     Attributes:
         sample: where the queries came from: "given", "documents", or "none" for a small index.
         n_queries: how many there were.
-        settings: all that were tried, exact search first.
+        settings: exact search, then those that were tried on all queries.
     """
 
     sample: str = "none"
@@ -146,7 +147,7 @@ class Plan:
 def fit_plan(
     searcher: Searcher, queries: Queries | None, n_queries: int, *, seed: int = 0, progress: bool = False
 ) -> Plan:
-    """Try all settings on sample queries.
+    """Try settings on sample queries, first all of them on a few, then those that are left on more.
 
     Args:
         searcher: of the index.
@@ -163,49 +164,59 @@ def fit_plan(
     sample = "documents" if queries is None else "given"
     if queries is None:
         queries = queries_of_documents(searcher, n_queries, seed)
-    settings = [EXACT, *_settings(searcher)]
+    trials = [_Trial(setting) for setting in (EXACT, *_settings(searcher))]
     truth = searcher.exact(queries, K, 1)  # compiles, too, before anything is timed
-    if settings[-1].regime == "blocks":
-        settings[-1].run(searcher, queries, K, 1)
+    if trials[-1].setting.regime == "blocks":
+        trials[-1].setting.run(searcher, queries, K, 1)
     if sample == "given" and not truth[2].any():
         raise InputError(
             "no query of the sample shares a term with the documents, so that nothing can be learnt from it: "
             "encode the sample with the documents' encoder, or give none"
         )
-    with tqdm(total=(1 + MORE_ROUNDS) * len(settings), desc="trying settings", disable=not progress or None) as bar:
-        tried = list(_tried(settings, searcher, queries, truth, bar))
-        for _ in range(MORE_ROUNDS):  # setting by setting, so that what disturbs the machine disturbs all
-            for number, setting in enumerate(tried):
-                if number == 0 or not _beaten(setting, tried):
-                    _, took = _timed(setting, searcher, queries)
-                    tried[number] = replace(setting, microseconds=min(took, setting.microseconds))
-                bar.update()
-    return Plan(sample, queries.shape[0], tuple(tried))
+    rows = queries if isinstance(queries, SparseRows) else SparseRows.of(queries)
+    begin, n = 0, queries.shape[0]
+    with tqdm(total=n, desc="trying settings", disable=not progress or None) as bar:
+        while begin < n:
+            end = min(max(FIRST, 2 * begin), n)
+            part, wanted = rows.part(begin, end), (truth[0][begin:end], truth[1][begin:end], truth[2][begin:end])
+            for trial in trials:  # part by part, so that what disturbs the machine disturbs all
+                trial.ask(searcher, part, wanted)
+            trials = [trials[0], *(trial for trial in trials[1:] if not _beaten(trial, trials))]
+            bar.update(end - begin)
+            begin = end
+    return Plan(sample, n, tuple(trial.result() for trial in trials))
 
 
-def _tried(
-    settings: Iterable[Setting], searcher: Searcher, queries: Queries, truth: Found, bar: "tqdm[Any]"
-) -> Iterator[Setting]:
-    """The settings with what they reached and took once; of those that walk as much, only up to enough candidates."""
-    enough: set[float] = set()  # of query_mass
-    for setting in settings:
-        mass = setting.knobs.get("query_mass")
-        if mass in enough:
-            bar.update(1 + MORE_ROUNDS)
-            continue
-        found, took = _timed(setting, searcher, queries)
-        recalls = recalls_of(truth, found)
-        recall, error = float(recalls.mean()), float(recalls.std() / np.sqrt(len(recalls)))
-        yield Setting(setting.regime, setting.knobs, round(recall, 4), round(error, 4), took)
-        if mass is not None and recall >= ENOUGH:
-            enough.add(mass)
-        bar.update()
+class _Trial:
+    """A setting while it is tried, part by part of the sample."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.recalls: list[float] = []
+        self.recall = 0.0
+        self.seconds = 0.0
+
+    def ask(self, searcher: Searcher, queries: Queries, truth: Found) -> None:
+        """Search, in the time of this thread: that in which others had the core does not count."""
+        begin = time.thread_time()
+        found = self.setting.run(searcher, queries, K, 1)
+        self.seconds += time.thread_time() - begin
+        self.recalls += recalls_of(truth, found).tolist()
+        self.recall = float(np.mean(self.recalls))
+
+    def result(self) -> Setting:
+        """The setting with what it reached and took."""
+        n = len(self.recalls)
+        error, took = float(np.std(self.recalls) / np.sqrt(n)), 1e6 * self.seconds / n
+        return replace(self.setting, recall=round(self.recall, 4), error=round(error, 4), microseconds=round(took, 1))
 
 
-def _beaten(setting: Setting, others: Iterable[Setting]) -> bool:
-    """Whether another one reached as much in clearly less time."""
-    limit = setting.microseconds / CLEARLY
-    return any(other.recall >= setting.recall and other.microseconds < limit for other in others)
+def _beaten(trial: _Trial, others: Iterable[_Trial]) -> bool:
+    """Whether another one reached more, or exact search as much, in clearly less time."""
+    limit = trial.seconds / CLEARLY
+    return any(
+        other.seconds < limit and (other.recall > trial.recall or other.setting.regime == "exact") for other in others
+    )
 
 
 def _settings(searcher: Searcher) -> Iterator[Setting]:
@@ -218,22 +229,12 @@ def _settings(searcher: Searcher) -> Iterator[Setting]:
             yield Setting("blocks", {"query_cut": cut, "heap_factor": factor, **graph})
 
 
-def _timed(setting: Setting, searcher: Searcher, queries: Queries) -> tuple[Found, float]:
-    """Search, and the microseconds of this thread a query: those in which others had the core do not count."""
-    begin = time.thread_time()
-    found = setting.run(searcher, queries, K, 1)
-    return found, round(1e6 * (time.thread_time() - begin) / queries.shape[0], 1)
-
-
-def recalls_of(truth: Found, found: Found) -> np.ndarray[Any, np.dtype[np.float64]]:
+def recalls_of(truth: Found, found: Found) -> NDArray[np.float64]:
     """Per query, the share of the exact hits that were found, those tied with the last one included: (n,)."""
     scores, _, counts = truth
-    recalls = np.ones(len(counts))
-    for query, count in enumerate(counts):
-        if count:
-            last = scores[query, count - 1]
-            recalls[query] = min(count, np.count_nonzero(found[0][query] >= last)) / count
-    return recalls
+    last = np.take_along_axis(scores, np.maximum(counts - 1, 0)[:, None], axis=1)
+    enough = np.minimum(counts, np.count_nonzero(found[0] >= last, axis=1))
+    return np.where(counts > 0, enough / np.maximum(counts, 1), 1.0)
 
 
 def queries_of_documents(searcher: Searcher, n_queries: int, seed: int) -> csr_array:

@@ -183,11 +183,10 @@ class Searcher:
         scores, rows, counts = empty((n, k), FLOAT32), empty((n, k), INT64), empty(n, INT64)
 
         def task(first: int, last: int) -> None:
-            begin, end = given.indptr[first], given.indptr[last]
-            part = given.indptr[first : last + 1] - begin, given.indices[begin:end], given.data[begin:end]
+            part = given.part(first, last)
             hits = scores[first:last], rows[first:last], counts[first:last]
             scratch = self._take()
-            work(scratch, part, hits)
+            work(scratch, (part.indptr, part.indices, part.data), hits)
             self._free.append(scratch)
 
         workers = 1 if n == 1 or threads == 1 else min(threads or os.cpu_count() or 1, n)  # counting cores takes 10 µs

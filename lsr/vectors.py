@@ -73,6 +73,12 @@ class SparseRows:
         indptr, indices = vectors.indptr.astype(np.int64), vectors.indices.astype(np.int64)
         return cls(indptr, indices, vectors.data.astype(np.float32), int(vectors.shape[1]))
 
+    def part(self, first: int, last: int) -> "SparseRows":
+        """The rows from ``first`` to before ``last``, which share the arrays."""
+        begin, end = self.indptr[first], self.indptr[last]
+        indptr = self.indptr[first : last + 1] - begin
+        return SparseRows(indptr, self.indices[begin:end], self.data[begin:end], self.vocabulary_size)
+
     def to_csr(self) -> csr_array:
         """The same as scipy's type, which may share the arrays."""
         return csr_array((self.data, self.indices, self.indptr), shape=self.shape)
