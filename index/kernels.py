@@ -11,7 +11,19 @@ from typing import NamedTuple
 import numpy as np
 
 from lsr.index.segment import DENSE_LIST, GROUP, WINDOWED_LIST, Array, Forward, Lists
-from lsr.numba_support import MASK, array_at, at_least, half_to_float, kernel, lowest_bit, prefetch, product16
+from lsr.numba_support import (
+    MASK,
+    array_at,
+    at_least,
+    count_bits,
+    drop_lowest,
+    half_to_float,
+    kernel,
+    largest,
+    lowest_bit,
+    prefetch,
+    product16,
+)
 
 
 class Scratch(NamedTuple):
@@ -20,8 +32,8 @@ class Scratch(NamedTuple):
     accumulator uint16, one per document of a window; dense_query float32 and in_query uint8, one per term; query_terms
     uint32, one per term; places uint32, one more than the longest document has terms. Of a query's lists: matched,
     order and cursors int64, multipliers and priorities float64, for the longest query that is answered by lists.
-    counts int64 (`BUCKETS`); best int64, one more than a window has blocks. Of the documents found, and of the best of
-    them: found_bounds, found_rows, top_bounds and top_rows int64, one per document.
+    counts int32 (`BUCKETS`); best uint16, one per `MASK` documents of a window. Of the documents found, and of the best
+    of them: found_bounds, found_rows, top_bounds and top_rows int64, one more than there are documents.
     """
 
     accumulator: Array
@@ -62,7 +74,7 @@ def _scratch_at(addresses):
         array_at(addresses, 17, np.uint32), array_at(addresses, 18, np.int64),
         array_at(addresses, 19, np.int64), array_at(addresses, 20, np.int64),
         array_at(addresses, 21, np.float64), array_at(addresses, 22, np.float64),
-        array_at(addresses, 23, np.int32), array_at(addresses, 24, np.int64),
+        array_at(addresses, 23, np.int32), array_at(addresses, 24, np.uint16),
         array_at(addresses, 25, np.int64), array_at(addresses, 26, np.int64),
         array_at(addresses, 27, np.int64), array_at(addresses, 28, np.int64),
     )  # fmt: skip
@@ -206,10 +218,11 @@ def _score_rows(rows, bounds, n_rows, beyond, unit, rounding, forward, scratch, 
 # is below B - slack - beyond can be among the k best. The few that are left are scored exactly.
 #
 # B rises while documents are looked at: their bounds are counted in buckets, and `level` is the highest
-# bucket with k documents in it or above it. That costs less than a heap.
+# bucket with k documents in it or above it. That costs less than a heap. In each window it begins at what the
+# best of groups of documents reach, found without a branch on their bounds, which no processor can foresee.
 
 MOST = 2**15 - 1  # of an accumulator
-BLOCK = 256  # documents looked at together
+FEW = 2**14  # documents, of which the best are found by places
 LARGEST = np.float64(np.finfo(np.float32).max)
 SMALLEST = 2.0**-149  # above 0, of float32
 BUCKET = 4  # bits: bounds are counted in buckets of 16 units
@@ -222,6 +235,16 @@ BYTES = 64  # in a cache line
 
 
 @kernel
+def _fetch_head(listed, lists):
+    """Ask for what is known of a list before it is needed: each of these arrays is a cache miss of its own."""
+    prefetch(lists.terms, listed)
+    prefetch(lists.step, listed)
+    prefetch(lists.length, listed)
+    prefetch(lists.kind, listed)
+    prefetch(lists.place, listed)
+
+
+@kernel
 def _match(n_terms, shift, addresses):
     """Find the query's lists, scale their steps to accumulator units, and order them.
 
@@ -231,6 +254,10 @@ def _match(n_terms, shift, addresses):
     """
     list_starts, lists, scratch = array_at(addresses, 0, np.int64), _lists_at(addresses), _scratch_at(addresses)
     matched, multipliers, priorities = scratch.matched, scratch.multipliers, scratch.priorities
+    for q in range(n_terms):
+        prefetch(list_starts, np.int64(scratch.query_terms[q]) >> shift)
+    for q in range(n_terms):
+        _fetch_head(list_starts[np.int64(scratch.query_terms[q]) >> shift], lists)
     n = 0
     total = 0.0
     for q in range(n_terms):
@@ -245,6 +272,7 @@ def _match(n_terms, shift, addresses):
             priorities[n] = most / np.sqrt(np.float64(lists.length[listed]))
             total += most
             n += 1
+            prefetch(lists.window_ptr, lists.place[listed])
     if n == 0:
         return 0, 0.0, 0
     unit = total / (MOST - 2 * n - 1)
@@ -364,14 +392,6 @@ def _fetch_list(listed, window, first_row, lists):
 
 
 @kernel
-def _largest(bounds):
-    most = np.uint16(0)
-    for d in range(len(bounds)):
-        most = max(most, bounds[d])
-    return np.int64(most)
-
-
-@kernel
 def _count(bucket, wanted, counts, level, above):
     """Count a document; the level rises to the highest bucket with ``wanted`` documents in it or above it."""
     counts[bucket] += 1
@@ -390,40 +410,88 @@ def _empty(values):
 
 
 @kernel
+def _best_of_each(accumulator, documents, best):
+    """Write the best of each `MASK` documents to ``best``, and then zeros; returns how many there are, with these."""
+    n = np.int64(0)
+    for begin in range(0, documents, MASK):
+        best[n] = largest(accumulator, begin)
+        n += 1
+    while n % MASK:
+        best[n] = 0
+        n += 1
+    return n
+
+
+@kernel
+def _best_of_places(accumulator, documents, best):
+    """Write the best of the documents at each place of so many to ``best``; returns how many there are.
+
+    Where there are few documents, that makes more groups of fewer of them.
+    """
+    n = min(documents, len(best))
+    places = best[:n]
+    _empty(places)
+    for begin in range(0, documents, n):
+        part = accumulator[begin : min(begin + n, documents)]
+        for d in range(len(part)):
+            places[d] = max(places[d], part[d])
+    return n
+
+
+@kernel
+def _reached(best, n, wanted, level):
+    """The highest bucket, from ``level`` on, that ``wanted`` of the n best documents reach; by halves, no branches."""
+    low, high, middle = level, np.int64(BUCKETS), level + 1
+    while middle < high:
+        above = np.int64(0)
+        for begin in range(0, n, MASK):
+            above += count_bits(at_least(best, begin, np.uint16(middle << BUCKET)))
+        if above >= wanted:
+            low = middle
+        else:
+            high = middle
+        middle = max((low + high) // 2, low + 1)
+    return low
+
+
+@kernel
 def _collect(
     accumulator, documents, first_row, wanted, slack, counts, level, above, best, found_bounds, found_rows, n_found
 ):  # fmt: skip
     """Note the window's documents that may be among the best as found, and clear the accumulators.
 
-    The best of each block are counted first: they raise the level so far that few others are looked at.
-    ``counts`` holds the found documents by bucket, from ``level`` on exact; ``above`` those from there on; ``best`` is
-    scratch. Returns the new level, above and number of found documents, whose rows ascend.
+    ``documents`` is a multiple of `MASK`. ``counts`` holds the found documents by bucket, from ``level`` on exact;
+    ``above`` those from there on; ``best`` is scratch. Returns the new level, above and number of found documents,
+    whose rows ascend.
     """
-    n_blocks = (documents + BLOCK - 1) // BLOCK
-    for b in range(n_blocks):
-        best[b] = _largest(accumulator[b * BLOCK : min((b + 1) * BLOCK, documents)])
-        if best[b] > 0 and best[b] >> BUCKET >= level:
-            level, above = _count(best[b] >> BUCKET, wanted, counts, level, above)
-    for b in range(n_blocks):
-        threshold = max(np.int64(1), (level << BUCKET) - slack)
-        if best[b] < threshold:
-            continue
-        for begin in range(b * BLOCK, min((b + 1) * BLOCK, documents), MASK):
-            mask = at_least(accumulator, begin, np.uint16(threshold))
+    reached = level
+    if documents < FEW:
+        reached = _reached(best, _best_of_places(accumulator, documents, best), wanted, level)
+    n = _best_of_each(accumulator, documents, best)
+    if documents >= FEW:
+        reached = _reached(best, n, wanted, level)
+    if above > 0:
+        for bucket in range(level, reached):
+            above -= counts[bucket]
+    level = reached
+    for first in range(0, n, MASK):
+        blocks = at_least(best, first, np.uint16(max(np.int64(1), (level << BUCKET) - slack)))
+        while blocks:
+            begin = (first + lowest_bit(blocks)) * MASK
+            blocks = drop_lowest(blocks)
+            mask = at_least(accumulator, begin, np.uint16(max(np.int64(1), (level << BUCKET) - slack)))
             while mask:
                 d = begin + lowest_bit(mask)
-                mask &= mask - 1
+                mask = drop_lowest(mask)
                 bound = np.int64(accumulator[d])
-                if bound < threshold:
-                    continue
                 found_bounds[n_found] = bound
                 found_rows[n_found] = first_row + d
                 n_found += 1
-                if bound == best[b]:
-                    best[b] = -1  # counted, but once
-                elif bound >> BUCKET >= level:
-                    level, above = _count(bound >> BUCKET, wanted, counts, level, above)
-                    threshold = max(np.int64(1), (level << BUCKET) - slack)
+                counts[bound >> BUCKET] += 1
+                above += np.int64(bound >> BUCKET >= level)
+            while above - counts[level] >= wanted:
+                above -= counts[level]
+                level += 1
     _empty(accumulator[:documents])
     return level, above, n_found
 
@@ -432,33 +500,42 @@ def _collect(
 def _part(found_bounds, found_rows, n_found, level, room, lowest, top_bounds, top_rows):
     """Take the best found documents out: those in buckets above ``level``, and the first ``room`` in it.
 
-    Returns how many there are, and how many others with bounds of at least ``lowest`` stay.
+    Returns how many there are, and how many others with bounds of at least ``lowest`` stay. Without a branch on where a
+    document goes: it is written to both places, and what is not to stay there is written over.
     """
     n_top, kept = 0, 0
     for i in range(n_found):
         bound, row = found_bounds[i], found_rows[i]
-        bucket = bound >> BUCKET
-        if bucket > level or (bucket == level and room > 0):
-            room -= bucket == level
-            top_bounds[n_top] = bound
-            top_rows[n_top] = row
-            n_top += 1
-        elif bound >= lowest:
-            found_bounds[kept] = bound
-            found_rows[kept] = row
-            kept += 1
+        at_level = np.int64(bound >> BUCKET == level) & np.int64(room > 0)
+        top = np.int64(bound >> BUCKET > level) | at_level
+        room -= at_level
+        top_bounds[n_top], top_rows[n_top] = bound, row
+        found_bounds[kept], found_rows[kept] = bound, row
+        n_top += top
+        kept += (1 - top) & np.int64(bound >= lowest)
     return n_top, kept
 
 
 @kernel
-def _rank(bounds, rows, n, wanted, counts):
-    """Keep the ``wanted`` best of n candidates, in place: those of the highest buckets, of equal ones the first."""
+def _rank(bounds, rows, n, wanted, level, counts):
+    """Keep the ``wanted`` best of n candidates, in place: those of the highest buckets, of equal ones the first.
+
+    All of them are in bucket ``level`` or above it.
+    """
     _empty(counts)
-    level, above = np.int64(0), np.int64(0)
     for i in range(n):
-        if bounds[i] >> BUCKET >= level:
-            level, above = _count(bounds[i] >> BUCKET, wanted, counts, level, above)
-    return _part(bounds, rows, n, level, wanted - above + counts[level], MOST + 1, bounds, rows)[0]
+        counts[bounds[i] >> BUCKET] += 1
+    above = n
+    while above - counts[level] >= wanted:
+        above -= counts[level]
+        level += 1
+    room, kept = wanted - above + counts[level], 0
+    for i in range(n):
+        at_level = np.int64(bounds[i] >> BUCKET == level) & np.int64(room > 0)
+        room -= at_level
+        bounds[kept], rows[kept] = bounds[i], rows[i]
+        kept += np.int64(bounds[i] >> BUCKET > level) | at_level
+    return kept
 
 
 @kernel
@@ -492,8 +569,7 @@ def _walk(walked, n_documents, wanted, slack, addresses):
         cursors[i] = lists.place[matched[order[i]]]
     for w in range((n_documents + window - 1) // window):
         first_row = w * window
-        documents = min(window, n_documents - first_row)
-        padded = (documents + GROUP - 1) // GROUP * GROUP
+        padded = (min(window, n_documents - first_row) + GROUP - 1) // GROUP * GROUP
         for i in range(walked):
             if i + 1 < walked:
                 _fetch_list(matched[order[i + 1]], w, first_row, lists)
@@ -510,7 +586,7 @@ def _walk(walked, n_documents, wanted, slack, addresses):
                     accumulator, lists.short_rows, lists.short_codes, cursors[i], end, first_row, multiplier
                 )
         level, above, n_found = _collect(
-            accumulator, documents, first_row, wanted, slack, scratch.counts, level, above, scratch.best,
+            accumulator, padded, first_row, wanted, slack, scratch.counts, level, above, scratch.best,
             scratch.found_bounds, scratch.found_rows, n_found,
         )  # fmt: skip
     return level, above, n_found
@@ -542,7 +618,7 @@ def _search_one(n_terms, shift, addresses, forward, candidates, mass, most_found
     n_top, n_found = _part(found_bounds, found_rows, n_found, level, room, lowest, top_bounds, top_rows)
     if not exact and look_up:
         beyond = _refine(top_bounds, top_rows, n_top, scratch.matched, multipliers, order, walked, n, lists)
-        n_top = _rank(top_bounds, top_rows, n_top, candidates, counts)
+        n_top = _rank(top_bounds, top_rows, n_top, candidates, level, counts)
     n_hits = _score_rows(
         top_rows, top_bounds, n_top, beyond, lifted, rounding, forward, scratch, k, scores, rows, base, 0
     )  # fmt: skip

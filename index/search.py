@@ -14,7 +14,7 @@ from scipy.sparse import csr_array
 from lsr.index import kernels, seismic_kernels
 from lsr.index.kernels import search_lists
 from lsr.index.segment import WINDOW, Array, Segment, bits_of
-from lsr.numba_support import addresses_of
+from lsr.numba_support import MASK, addresses_of
 from lsr.vectors import SparseRows
 
 #: Above this, 16-bit accumulators would be too coarse: every document is scored instead.
@@ -125,11 +125,11 @@ class Searcher:
             multipliers=scratch.zeros("multipliers", longest, np.float64),
             priorities=scratch.zeros("priorities", longest, np.float64),
             counts=scratch.zeros("counts", kernels.BUCKETS, np.int32),
-            best=scratch.zeros("best", WINDOW // kernels.BLOCK + 1, np.int64),
-            found_bounds=scratch.zeros("found_bounds", n_documents, np.int64),
-            found_rows=scratch.zeros("found_rows", n_documents, np.int64),
-            top_bounds=scratch.zeros("top_bounds", n_documents, np.int64),
-            top_rows=scratch.zeros("top_rows", n_documents, np.int64),
+            best=scratch.zeros("best", WINDOW // MASK, np.uint16),
+            found_bounds=scratch.zeros("found_bounds", n_documents + 1, np.int64),
+            found_rows=scratch.zeros("found_rows", n_documents + 1, np.int64),
+            top_bounds=scratch.zeros("top_bounds", n_documents + 1, np.int64),
+            top_rows=scratch.zeros("top_rows", n_documents + 1, np.int64),
         )
         knobs = np.array([self._shift, MOST_QUERY_TERMS, MOST_FOUND], dtype=np.int64)
         scratch.arrays["knobs"] = knobs

@@ -91,8 +91,7 @@ def _at_least_compiled(typing_context: Any, array: Any, position: Any, threshold
         first = builder.insert_element(ir.Constant(vector, ir.Undefined), arguments[2], ir.IntType(32)(0))
         same = ir.Constant(ir.VectorType(ir.IntType(32), MASK), [0] * MASK)
         least = builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), same)
-        mask = builder.bitcast(builder.icmp_unsigned(">=", values, least), ir.IntType(MASK))
-        return builder.zext(mask, ir.IntType(64))
+        return builder.bitcast(builder.icmp_unsigned(">=", values, least), ir.IntType(MASK))
 
     return types.int64(array, types.intp, types.uint16), generate
 
@@ -102,11 +101,36 @@ def _at_least_plain(array: Any, position: int, threshold: int) -> int:
 
 
 #: Elements that one mask tells of.
-MASK = 32
+MASK = 64
 
 #: ``at_least(array, position, threshold)``: which of `MASK` uint16 from the position on are at least the threshold (a
 #: uint16), as the bits of an int64, the first one's lowest.
 at_least: Callable[[Any, Any, Any], Any] = _at_least_compiled if JIT else _at_least_plain
+
+
+@intrinsic
+def _largest_compiled(typing_context: Any, array: Any, position: Any) -> Any:
+    """LLVM's maximum of a vector."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array_type = signature.args[0]
+        array_struct = context.make_array(array_type)(context, builder, arguments[0])
+        pointer = cgutils.get_item_pointer(context, builder, array_type, array_struct, [arguments[1]], wraparound=False)
+        vector = ir.VectorType(ir.IntType(16), MASK)
+        values = builder.load(builder.bitcast(pointer, vector.as_pointer()), align=2)
+        name = f"llvm.vector.reduce.umax.v{MASK}i16"
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.IntType(16), [vector]), name)
+        return builder.call(function, [values])
+
+    return types.uint16(array, types.intp), generate
+
+
+def _largest_plain(array: Any, position: int) -> np.uint16:
+    return np.uint16(array[position : position + MASK].max())
+
+
+#: ``largest(array, position)``: the largest of `MASK` uint16 from the position on.
+largest: Callable[[Any, Any], Any] = _largest_compiled if JIT else _largest_plain
 
 
 @intrinsic
@@ -125,6 +149,42 @@ def _lowest_bit_plain(mask: int) -> int:
 
 #: ``lowest_bit(mask)``: the position of the lowest bit that is set in an int64 other than 0.
 lowest_bit: Callable[[Any], Any] = _lowest_bit_compiled if JIT else _lowest_bit_plain
+
+
+@intrinsic
+def _drop_lowest_compiled(typing_context: Any, mask: Any) -> Any:
+    """Numba's own subtraction is undefined for the int64 whose only bit is the highest."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.and_(arguments[0], builder.sub(arguments[0], ir.IntType(64)(1)))
+
+    return types.int64(types.int64), generate
+
+
+def _drop_lowest_plain(mask: int) -> int:
+    return mask & (mask - 1)
+
+
+#: ``drop_lowest(mask)``: an int64 other than 0 without the lowest bit that is set.
+drop_lowest: Callable[[Any], Any] = _drop_lowest_compiled if JIT else _drop_lowest_plain
+
+
+@intrinsic
+def _count_bits_compiled(typing_context: Any, mask: Any) -> Any:
+    """LLVM's count of ones."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.ctpop(arguments[0])
+
+    return types.int64(types.int64), generate
+
+
+def _count_bits_plain(mask: int) -> int:
+    return mask.bit_count()
+
+
+#: ``count_bits(mask)``: how many bits are set in an int64.
+count_bits: Callable[[Any], Any] = _count_bits_compiled if JIT else _count_bits_plain
 
 
 @intrinsic

@@ -19,7 +19,7 @@ from lsr.index.options import BuildOptions
 from lsr.index.prune import choose, collect
 from lsr.index.search import Searcher
 from lsr.index.segment import DENSE_LIST, SHORT_LIST, WINDOW, WINDOWED_LIST, Forward, check_segment, n_windows, padded
-from lsr.numba_support import at_least, half_to_float, kernel, lowest_bit
+from lsr.numba_support import at_least, count_bits, drop_lowest, half_to_float, kernel, largest, lowest_bit
 from lsr.vectors import SparseRows, check_vectors
 
 settings.register_profile("kernels", max_examples=60, deadline=None)
@@ -372,9 +372,9 @@ def masked(array, position, threshold, found):
     mask, n = at_least(array, position, np.uint16(threshold)), 0
     while mask:
         found[n] = position + lowest_bit(mask)
-        mask &= mask - 1
+        mask = drop_lowest(mask)
         n += 1
-    return n
+    return n, count_bits(at_least(array, position, np.uint16(threshold))), largest(array, position)
 
 
 @given(
@@ -382,11 +382,73 @@ def masked(array, position, threshold, found):
     st.sampled_from([0, 65_531, 65_535]),
     st.integers(0, kernels.MASK),
 )
-def test_a_mask_tells_which_elements_are_at_least_the_threshold(values, threshold, position):
+def test_a_mask_tells_which_elements_are_at_least_the_threshold_and_what_the_largest_is(values, threshold, position):
     position = min(position, len(values) - kernels.MASK)
     found = np.zeros(kernels.MASK, dtype=np.int64)
-    n = masked(np.array(values, dtype=np.uint16), position, threshold, found)
+    n, counted, most = masked(np.array(values, dtype=np.uint16), position, threshold, found)
+    assert counted == n
+    assert most == max(values[position : position + kernels.MASK])
     assert found[:n].tolist() == [i for i in range(position, position + kernels.MASK) if values[i] >= threshold]
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.lists(st.sampled_from([1, 2, 30, kernels.FEW // kernels.MASK]), min_size=1, max_size=3),
+    st.sampled_from([2, 300, kernels.MOST]),
+    st.sampled_from([0.01, 0.3, 1.0]),
+    st.sampled_from([1, 10, 100, 10_000]),
+    st.sampled_from([0, 40, kernels.MOST]),
+)
+@settings(max_examples=40)
+def test_collecting_finds_the_level_and_all_that_may_be_among_the_best(seed, groups, most, share, wanted, slack):
+    """The level is the highest bucket that so many documents reach, and nothing that may be as good is missed."""
+    rng = np.random.default_rng(seed)
+    sizes = [kernels.MASK * n for n in groups]
+    windows = [np.where(rng.random(n) < share, rng.integers(0, most + 1, n), 0).astype(np.uint16) for n in sizes]
+    counts, best = np.zeros(kernels.BUCKETS, np.int32), np.full(WINDOW // kernels.MASK, 9, np.uint16)
+    bounds, rows = np.zeros(sum(sizes), np.int64), np.zeros(sum(sizes), np.int64)
+    level, above, found, first = np.int64(0), np.int64(0), 0, 0
+    for window in windows:
+        accumulator = window.copy()
+        level, above, found = kernels._collect(
+            accumulator, len(window), first, wanted, slack, counts, level, above, best, bounds, rows, found
+        )
+        assert not accumulator.any()
+        first += len(window)
+    every = np.concatenate(windows).astype(np.int64)
+    ranked = np.sort(every[every > 0])[::-1] >> kernels.BUCKET
+    expected = ranked[wanted - 1] if len(ranked) >= wanted else 0
+    assert level == expected
+    assert above == np.count_nonzero(ranked >= level)
+    assert counts[level] == np.count_nonzero(ranked == level)
+    assert (np.diff(rows[:found]) > 0).all()
+    assert (bounds[:found] == every[rows[:found]]).all()
+    lowest = max(1, (int(level) << kernels.BUCKET) - slack)
+    assert set(np.flatnonzero(every >= lowest).tolist()) <= set(rows[:found].tolist())
+
+
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=40), st.integers(0, 5), st.integers(0, 45), st.integers(0, 60))
+def test_the_best_found_are_taken_out_by_bucket_and_in_order(bounds, level, room, lowest):
+    found, rows = np.array([*bounds, 0], np.int64), np.arange(len(bounds) + 1)
+    top, top_rows = np.zeros_like(found), np.zeros_like(rows)
+    buckets = [bound >> kernels.BUCKET for bound in bounds]
+    same = [i for i, bucket in enumerate(buckets) if bucket == level][:room]
+    best = [i for i, bucket in enumerate(buckets) if bucket > level or i in same]
+    others = [i for i, bound in enumerate(bounds) if i not in best and bound >= lowest]
+    n_top, kept = kernels._part(found, rows, len(bounds), level, room, lowest, top, top_rows)
+    assert top_rows[:n_top].tolist() == best
+    assert top[:n_top].tolist() == [bounds[i] for i in best]
+    assert rows[:kept].tolist() == others
+    assert found[:kept].tolist() == [bounds[i] for i in others]
+
+
+@given(st.lists(st.integers(32, 90), min_size=1, max_size=40), st.integers(1, 40))
+def test_candidates_are_ranked_by_bucket_and_in_order(bounds, wanted):
+    ranked, rows = np.array(bounds, np.int64), np.arange(len(bounds))
+    order = sorted(range(len(bounds)), key=lambda i: (-(bounds[i] >> kernels.BUCKET), i))[:wanted]
+    n = kernels._rank(ranked, rows, len(bounds), wanted, 2, np.ones(kernels.BUCKETS, np.int32))
+    assert rows[:n].tolist() == sorted(order)
+    assert ranked[:n].tolist() == [bounds[i] for i in sorted(order)]
 
 
 @given(st.lists(st.sampled_from([0.0, 0.5, 1.0, 1.5, 7.0]), max_size=30))
@@ -394,35 +456,3 @@ def test_lists_are_ordered_by_value_ties_by_position(values):
     order = np.zeros(len(values), dtype=np.int64)
     kernels._sort_descending(np.array(values, dtype=np.float64), order, len(values))
     assert order.tolist() == sorted(range(len(values)), key=lambda i: (-values[i], i))
-
-
-@given(
-    st.lists(st.lists(st.integers(0, 40), min_size=1, max_size=600), min_size=1, max_size=3),
-    st.integers(1, 12),
-    st.sampled_from([0, 1, 16, 100, 1_000]),
-    st.sampled_from([1, 15, 700]),
-)
-@settings(max_examples=30)
-def test_collecting_finds_the_level_and_all_that_may_be_among_the_best(windows, wanted, slack, scale):
-    """The level is the highest bucket that so many documents reach, and nothing that may be as good is missed."""
-    accumulator = np.zeros(1_024, dtype=np.uint16)
-    counts, best = np.zeros(kernels.BUCKETS, dtype=np.int64), np.zeros(8, dtype=np.int64)
-    bounds, rows = np.zeros(2_000, dtype=np.int64), np.zeros(2_000, dtype=np.int64)
-    level, above, n_found, everything = 0, 0, 0, []
-    for window in windows:
-        accumulator[: len(window)] = scale * np.array(window)
-        level, above, n_found = kernels._collect(
-            accumulator, len(window), len(everything), wanted, slack, counts, level, above, best, bounds, rows, n_found
-        )
-        assert not accumulator.any()
-        everything += [scale * bound for bound in window]
-    buckets = [bound >> kernels.BUCKET for bound in everything if bound]
-    reached = [bucket for bucket in range(max(buckets, default=0) + 1) if sum(b >= bucket for b in buckets) >= wanted]
-    assert level == max(reached, default=0)
-    assert above == sum(bucket >= level for bucket in buckets)
-    assert counts[level] == buckets.count(level)
-    found = dict(zip(rows[:n_found].tolist(), bounds[:n_found].tolist(), strict=True))
-    assert list(found) == sorted(found)
-    assert all(everything[row] == bound for row, bound in found.items())
-    lowest = max(1, (level << kernels.BUCKET) - slack)
-    assert {row for row, bound in enumerate(everything) if bound >= lowest} <= set(found)
