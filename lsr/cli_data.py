@@ -186,6 +186,10 @@ def _mining_options(options: argparse.Namespace) -> "MiningOptions":
         raise InputError(
             "name who searches: --model MODEL, --dense TEACHER, --index DIR, or --run FILE for rankings that are there"
         )
+    of_a_model = ("revision", "query_model", "idf", "document_max_length", "query_max_length", "dtype")
+    unused = [f"--{name.replace('_', '-')}" for name in of_a_model if getattr(options, name) is not None]
+    if unused and not options.model:
+        raise InputError(f"{', '.join(unused)} without --model says nothing: leave it out")
     if options.index and options.vectors:
         raise InputError("--vectors is for building an index: leave it out where --index names one")
     wanted = 24 if options.negatives is None else options.negatives

@@ -384,6 +384,7 @@ def test_lsr_mine_by_a_dense_model_ranks_by_its_dot_products(home, checkpoint, t
         (["--dense", "dense:x", "--index", "y"], "--dense says already who ranks: leave --index out"),
         (["--run", "x", "--dense", "dense:x"], "--run says already who ranks: leave --dense out"),
         (["--dense", "bm25"], "bm25 is no dense model"),
+        (["--run", "x", "--idf", "y", "--dtype", "float16"], "--idf, --dtype without --model says nothing"),
         (["--vectors", "x"], "--vectors needs --model"),
         (["--model", "bm25", "--split", "none"], "none.tsv is missing"),
     ],
