@@ -231,7 +231,7 @@ class Index:
             reach, walk, setting = self._way(*options)
         except TypeError:  # an option that cannot be looked up is none that there is
             check_search_options(*options)
-            raise
+            raise InputError(f"exact must be True or False: got {exact!r}") from None
         if threads is not None:
             check_threads(threads)
         if type(queries) is not csr_array and isinstance(queries, SparseVectors):  # the first is the faster question
@@ -305,6 +305,10 @@ class Index:
     def __len__(self) -> int:
         return self.manifest.n_documents
 
+    def __reduce__(self) -> tuple[type["Index"], tuple[Manifest, Segment, Ids]]:
+        """Copies make scratch, and the addresses in it, anew."""
+        return Index, (self.manifest, self._segment, self._ids)
+
     def __repr__(self) -> str:
         return f"Index({len(self):,} documents, {self.vocabulary_size:,} terms, {self.n_postings:,} postings)"
 
@@ -356,9 +360,9 @@ def _way(
 ) -> _Way:  # fmt: skip
     """What options of `Index.search` ask for; ``kept`` neighbours a document, None without blocks."""
     check_search_options(k, exact, recall, candidates, query_mass, query_cut, heap_factor, neighbours)
-    reach = min(k, n_documents)
+    reach = min(int(k), n_documents)
     if candidates is not None or query_mass is not None:
-        wanted = CANDIDATES_PER_HIT * reach if candidates is None else candidates
+        wanted = CANDIDATES_PER_HIT * reach if candidates is None else int(candidates)  # kernels are compiled for int
         return _Way(reach, (max(wanted, reach), QUERY_MASS if query_mass is None else float(query_mass)), EXACT)
     if exact:
         setting = EXACT

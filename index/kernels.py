@@ -392,17 +392,6 @@ def _fetch_list(listed, window, first_row, lists):
 
 
 @kernel
-def _count(bucket, wanted, counts, level, above):
-    """Count a document; the level rises to the highest bucket with ``wanted`` documents in it or above it."""
-    counts[bucket] += 1
-    above += 1
-    while above - counts[level] >= wanted:
-        above -= counts[level]
-        level += 1
-    return level, above
-
-
-@kernel
 def _empty(values):
     """Zeros, by a loop: of an assignment to a slice LLVM makes none over vectors."""
     for i in range(len(values)):

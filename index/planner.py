@@ -1,7 +1,8 @@
 """The planner: which way to search, and with which knobs, for a wanted recall.
 
-Every way is tried at build time on sample queries; what it reached and what it took are kept in the
-manifest. A search that names a recall gets the cheapest setting that reached it.
+Settings of every way are tried at build time on sample queries, those that others beat on a part of them no
+further; what the rest reached and what it took are kept in the manifest. A search that names a recall gets the
+cheapest setting that reached it.
 """
 
 import time
@@ -87,7 +88,7 @@ EXACT = Setting("exact", {})
 
 @dataclass(frozen=True)
 class Plan:
-    """What every setting reached on the sample.
+    """What the settings that were tried to the end reached on the sample.
 
     Attributes:
         sample: where the queries came from: "given", "documents", or "none" for a small index.

@@ -52,6 +52,8 @@ def plain_row(queries: Any, vocabulary_size: int) -> tuple[Array, Array, Array] 
             return None
         arrays = queries.indptr, queries.indices, queries.data
     elif (parts := _parts_of(queries)) is not None:
+        if parts[0].dtype not in TERM_DTYPES:
+            return None
         arrays = np.array((0, len(parts[0])), parts[0].dtype), *parts
     else:
         return None

@@ -5,9 +5,10 @@ scores; two encoders as one.
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 import lsr
@@ -128,8 +129,6 @@ def _add_join(commands: Any) -> None:
 def _cloze(options: argparse.Namespace) -> None:
     from lsr.training.cloze import write_cloze
 
-    if options.queries is not None and options.queries < 1:
-        raise InputError(f"--queries must be 1 or more: got {options.queries}")
     corpus = lsr.read_corpus(options.corpus, skip_repeats=options.skip_repeats)
     made = write_cloze(
         corpus, options.out, queries=options.queries, seed=options.seed, overwrite=options.overwrite, progress=True
@@ -218,10 +217,7 @@ def _searching(
     retriever: "Retriever", queries: "TextTable", query_ids: list[str], mining: "MiningOptions", documents: "TextTable"
 ) -> tuple[Callable[[int], Iterator[tuple[str, Ranking]]], "PairScorer"]:
     """Rankings of the queries from a position on, a chunk of them at a time; and scores of single documents."""
-    rows = queries.rows_of(query_ids)
-    if (rows < 0).any():
-        missing = query_ids[int(np.flatnonzero(rows < 0)[0])]
-        raise InputError(f"the query {missing!r} of the qrels is not in {queries.name}")
+    rows = _rows_of(queries, query_ids)
     depth = min(mining.ranks[1], len(documents))
 
     def search(done: int) -> Iterator[tuple[str, Ranking]]:
@@ -263,19 +259,29 @@ def _searching_dense(
     cache: Path,
 ) -> tuple[str, Callable[[int], Iterator[tuple[str, Ranking]]], "PairScorer"]:
     """What tells the search from others, its rankings from a position on, and scores of single documents."""
-    from lsr.training.dense_search import dense_rankings
+    from lsr.training.dense_search import dense_rankings, require_dense
     from lsr.training.teachers import VectorTeacher, by_ids, load_teacher
 
-    if not options.dense.startswith("dense"):
-        raise InputError(f"--dense {options.dense} is no dense model: write dense:FOLDER, or another kind of dense")
-    teacher = load_teacher("dense", options.dense, queries, documents, cache, device=options.device)
-    assert isinstance(teacher, VectorTeacher)
+    rows = _rows_of(queries, query_ids)
+    teacher = cast(
+        "VectorTeacher", load_teacher(options.dense, options.dense, queries, documents, cache, device=options.device)
+    )
+    require_dense(teacher)
 
     def search(done: int) -> Iterator[tuple[str, Ranking]]:
-        found = dense_rankings(teacher, queries, documents, query_ids, depth, done)
+        found = dense_rankings(teacher, rows, documents, query_ids, depth, done=done, device=options.device)
         return iter(tqdm(found, total=len(query_ids), initial=done, desc="mining", unit=" queries", disable=None))
 
     return f"dense {teacher.identity}", search, by_ids(teacher, queries, documents)
+
+
+def _rows_of(queries: "TextTable", query_ids: list[str]) -> NDArray[np.int64]:
+    """Where queries stand in their table."""
+    rows = queries.rows_of(query_ids)
+    if (rows < 0).any():
+        missing = query_ids[int(np.flatnonzero(rows < 0)[0])]
+        raise InputError(f"the query {missing!r} of the qrels is not in {queries.name}")
+    return rows
 
 
 def _filter_teacher(

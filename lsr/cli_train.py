@@ -215,6 +215,8 @@ def _average(options: argparse.Namespace) -> None:
     from lsr.training.average import average
 
     check_target(options.out, overwrite=options.overwrite)
+    if len(options.encoders) < 2:
+        raise InputError("an average needs two encoders at least")
     encoder = average([load_encoder(name, device="cpu") for name in options.encoders])
     encoder.save(options.out, overwrite=options.overwrite)
     print(f"mean of {len(options.encoders)} encoders in {options.out}")

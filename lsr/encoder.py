@@ -273,8 +273,18 @@ class Encoder:
 
 
 def save_table(path: Path, table: NDArray[np.float32], dtype: str) -> None:
-    """Write a table of weights as .npy: float16 where a transformer's weights are ``dtype`` "float16" or "int8"."""
-    np.save(path, table.astype(np.float16) if dtype in ("float16", "int8") else table, allow_pickle=False)
+    """Write a table of weights as .npy: float16 where a transformer's weights are ``dtype`` "float16" or "int8".
+
+    Raises:
+        InputError: a weight is too large for that.
+    """
+    kept: NDArray[Any] = table
+    if dtype in ("float16", "int8"):
+        with np.errstate(over="ignore"):  # said below
+            kept = table.astype(np.float16)
+        if not np.isfinite(kept).all():
+            raise InputError(f"a table of queries has weights above 65,504, more than {dtype} files hold: use float32")
+    np.save(path, kept, allow_pickle=False)
 
 
 def load_table(path: Path) -> NDArray[np.float32]:

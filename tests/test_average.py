@@ -46,6 +46,11 @@ def test_encoders_of_other_kinds_are_refused(folders, tmp_path):
         average([bm25, bm25])
 
 
+def test_one_encoder_is_refused_before_anything_is_loaded(tmp_path, capsys):
+    assert main(["average", str(tmp_path / "nowhere"), "--out", str(tmp_path / "mean")]) == 1
+    assert "two encoders" in capsys.readouterr().err
+
+
 def test_command(folders, tmp_path, capsys):
     out = tmp_path / "mean"
     assert main(["average", *map(str, folders[:2]), "--out", str(out)]) == 0

@@ -81,3 +81,22 @@ def test_corpus_without_sentences_leaves_nothing(tmp_path):
     with pytest.raises(InputError, match="no document has three sentences"):
         write_cloze(lsr.read_corpus([("a", "cat")]), tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("changes", "said"), [({"seed": -1}, "seed must be 0"), ({"queries": 0}, "queries must be 1")])
+def test_bad_options_are_refused(tmp_path, changes, said):
+    with pytest.raises(InputError, match=said):
+        write_cloze(lsr.read_corpus([("a", TEXT)]), tmp_path / "out", **changes)
+
+
+def test_id_that_qrels_cannot_hold_is_refused(tmp_path):
+    with pytest.raises(InputError, match="has a tab"):
+        write_cloze(lsr.read_corpus([("a\tb", TEXT)]), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_equal_texts_give_equal_files(tmp_path):
+    for name in ("one", "two"):
+        write_cloze(lsr.read_corpus([("a", TEXT)]), tmp_path / name)
+    one, two = ((tmp_path / name / "corpus.jsonl.gz").read_bytes() for name in ("one", "two"))
+    assert one == two

@@ -1,6 +1,8 @@
 """The `Index` interface: what it takes, what it gives, what it refuses."""
 
+import copy
 import dataclasses
+import gc
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -399,3 +401,30 @@ def test_queries_of_another_width_are_refused():
         small().search({9: 1.0})
     with pytest.raises(InputError, match="use lsr.Retriever"):
         small().search("a text")
+
+
+def test_a_copy_of_an_index_has_scratch_of_its_own():
+    index = lsr.Index.build(csr_array(np.eye(40, dtype=np.float32)))
+    query = csr_array(np.eye(40, dtype=np.float32)[[3]])
+    expected = index.search(query, 2)
+    copied = copy.deepcopy(index)
+    del index
+    gc.collect()
+    actual = copied.search(query, 2)
+    np.testing.assert_array_equal(actual.rows, expected.rows)
+    np.testing.assert_array_equal(actual.scores, expected.scores)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16])
+def test_pairs_of_small_integers_are_queries(dtype):
+    index = lsr.Index.build(csr_array(np.eye(300, dtype=np.float32)))
+    terms = np.arange(np.iinfo(dtype).max + 1 if dtype != np.int16 else 300).astype(dtype)
+    hits = index.search((terms, np.ones(len(terms), dtype=np.float32)), 3)
+    assert hits.rows.tolist() == [[0, 1, 2]]
+
+
+def test_an_option_that_cannot_be_looked_up_is_refused():
+    index = lsr.Index.build(csr_array(np.eye(4, dtype=np.float32)))
+    with pytest.raises(InputError, match="exact must be True or False"):
+        index.search({0: 1.0}, 2, exact=[])
+    assert index.search({0: 1.0}, np.int64(2), candidates=np.int64(3)).rows[0, 0] == 0

@@ -257,6 +257,14 @@ def test_tables_of_queries_are_halves_beside_small_weights(tmp_path, checkpoint,
     assert lsr.load_encoder(tmp_path / "again", device="cpu").fingerprint == loaded.fingerprint
 
 
+def test_table_that_does_not_fit_into_halves_is_refused(tmp_path, checkpoint):
+    encoder = lsr.load_encoder(checkpoint, device="cpu")
+    large = np.full(encoder.vocabulary_size, 7e4, dtype=np.float32)
+    with pytest.raises(InputError, match=r"weights above 65,504"):
+        inference_free(encoder, large).save(tmp_path / "saved", dtype="int8")
+    assert not (tmp_path / "saved").exists()
+
+
 def test_weights_that_are_not_finite_are_not_saved(tmp_path, checkpoint):
     encoder = lsr.load_encoder(checkpoint, device="cpu")
     with torch.no_grad():

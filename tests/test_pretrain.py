@@ -146,11 +146,13 @@ def test_interrupted_pretraining_goes_on_and_ends_as_one_that_was_not(body, coll
         torch.testing.assert_close(parts[name], expected)
 
 
-def test_checkpoints_of_other_options_are_not_gone_on_from(tmp_path):
+def test_checkpoints_of_other_options_and_unfinished_ones_are_not_gone_on_from(tmp_path):
     work = tmp_path / ".out.pretrain"
     assert module._last_checkpoint(work, {"steps": 1}) is None
-    (work / "checkpoint-10").mkdir()
-    (work / "checkpoint-9").mkdir()
+    for step in (9, 10, 11):
+        (work / f"checkpoint-{step}").mkdir()
+    for step in (9, 10):
+        (work / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
     assert module._last_checkpoint(work, {"steps": 1}) == work / "checkpoint-10"
     assert module._last_checkpoint(work, {"steps": 2}) is None
     assert not list(work.glob("checkpoint-*"))

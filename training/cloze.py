@@ -5,9 +5,13 @@ A sentence that is taken out of a passage is a query, and the passage without it
 
 import gzip
 import hashlib
+import io
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TextIO
 
 import numpy as np
@@ -64,11 +68,14 @@ def write_cloze(
     Raises:
         InputError: no document has a sentence to spare; or ``out`` is there.
     """
+    for name, value, least in (("seed", seed, 0), ("queries", queries, 1)):
+        if value is not None and value < least:
+            raise InputError(f"{name} must be {least} or more: got {value}")
     made = 0
     with (
         new_folder(out, overwrite=overwrite) as folder,
-        gzip.open(folder / "corpus.jsonl.gz", "wt", encoding="utf-8") as texts,
-        gzip.open(folder / "queries.jsonl.gz", "wt", encoding="utf-8") as asked,
+        _packed(folder / "corpus.jsonl.gz") as texts,
+        _packed(folder / "queries.jsonl.gz") as asked,
     ):
         (folder / "qrels").mkdir()
         with (folder / "qrels" / "train.tsv").open("w", encoding="utf-8") as qrels:
@@ -77,6 +84,10 @@ def write_cloze(
                 pair = cloze(document, seed) if queries is None or made < queries else None
                 text = document.text
                 if pair is not None:
+                    if any(blank in document.id for blank in "\t\r\n"):
+                        raise InputError(
+                            f"{corpus.name}: the id {document.id!r} has a tab or line break: qrels hold none"
+                        )
                     sentence, text = pair
                     made += 1
                     _write(asked, {"_id": document.id, "text": sentence})
@@ -85,6 +96,17 @@ def write_cloze(
         if not made:
             raise InputError(f"{corpus.name}: no document has three sentences, one of {SHORTEST} to {LONGEST} words")
     return made
+
+
+@contextmanager
+def _packed(path: Path) -> Iterator[TextIO]:
+    """A .gz to write that does not say when: equal texts give equal files."""
+    with (
+        path.open("wb") as raw,
+        gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed,
+        io.TextIOWrapper(packed, encoding="utf-8") as file,
+    ):
+        yield file
 
 
 def _write(file: TextIO, fields: dict[str, str]) -> None:

@@ -31,7 +31,7 @@ from lsr.errors import InputError, MismatchError
 from lsr.files import check_target, new_folder, replacing
 from lsr.heads import SparseHead, module_of
 from lsr.sparse_head import fused_sparse_head
-from lsr.training.checkpoints import WEIGHTS_FILE, load_weights
+from lsr.training.checkpoints import WEIGHTS_FILE, checkpoints, load_weights
 from lsr.training.texts import TokenTable, document_table, token_table
 
 OPTIONS_FILE = "pretrain.json"
@@ -104,7 +104,7 @@ def pretrain(
         out: the folder to write.
         imitated: an encoder of the same vocabulary whose document vectors the head is to give.
         cache: folder for tokens.
-        device: "cpu" to stay off a GPU.
+        device: "cpu" to stay off a GPU; by default CUDA where there is one.
         overwrite: replace ``out``.
         progress: show a bar on stderr.
 
@@ -119,19 +119,25 @@ def pretrain(
     check_target(out, overwrite=overwrite)
     folder = find_folder(source)
     torch.manual_seed(options.seed)
-    place = "cpu" if device == "cpu" else None
     headless = not has_mlm_head(folder)
-    backbone = load_backbone(folder, place, head="embeddings" if headless else "checkpoint")
-    length = min(options.max_length, backbone.max_length)
+    backbone = load_backbone(folder, device, head="embeddings" if headless else "checkpoint")
+    model = MaskedModel(backbone, options, imitated)
     tokenizer = backbone.tokenizer.with_options(DOCUMENT_TOKENS, add_special_tokens=False)
-    tables = [token_table(cache, document_table(cache, corpus), tokenizer, progress=progress) for corpus in corpora]
-    windows = Windows(tables, backbone.tokenizer([""]).ids[0], length)
+    texts = [document_table(cache, corpus) for corpus in corpora]
+    tables = [token_table(cache, table, tokenizer, progress=progress) for table in texts]
+    windows = Windows(tables, backbone.tokenizer([""]).ids[0], min(options.max_length, model.max_length))
+    what = {
+        **asdict(options),
+        "body": backbone.fingerprint,
+        "texts": [table.content_hash for table in texts],
+        "imitated": None if imitated is None else imitated.documents.fingerprint,
+    }
     if headless:
         lower_bias(backbone, windows)
     work = out.with_name(f".{out.name}.pretrain")
-    last = _last_checkpoint(work, {**asdict(options), "source": str(source), "rows": len(windows)})
+    last = _last_checkpoint(work, what)
     trainer = _Trainer(
-        model=MaskedModel(backbone, options, imitated),
+        model=model,
         args=_arguments(options, work, cpu=device == "cpu"),
         train_dataset=cast(Any, windows),
         data_collator=windows.collate,
@@ -224,6 +230,7 @@ class MaskedModel(torch.nn.Module):
         self._imitated: list[SparseHead] = []  # in a list, so that it is none of the modules that are trained and saved
         if imitated is not None and self.weight:
             self._imitated = [_head_of(imitated, backbone)]
+        self.max_length = min(part.max_length for part in (backbone, *(head.backbone for head in self._imitated)))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
         """{"loss": scalar} of int64 (texts, length)."""
@@ -253,7 +260,8 @@ def _head_of(imitated: Encoder, backbone: Backbone) -> SparseHead:
     head = module_of(imitated.documents)
     if not isinstance(head, SparseHead):
         raise InputError("the encoder to imitate runs no transformer over documents: name a SPLADE model")
-    if head.backbone.tokenizer.vocabulary_hash != backbone.tokenizer.vocabulary_hash:
+    same = head.backbone.tokenizer.vocabulary_hash == backbone.tokenizer.vocabulary_hash
+    if not same or head.vocabulary_size != backbone.vocabulary_size:
         raise MismatchError("the encoder to imitate has another vocabulary than the body: their terms have other ids")
     return head.to(backbone.device).eval().requires_grad_(False)
 
@@ -291,7 +299,7 @@ def _arguments(options: PretrainOptions, work: Path, *, cpu: bool) -> transforme
 def _last_checkpoint(work: Path, what: dict[str, Any]) -> Path | None:
     """Where to go on, if ``work`` is of the same call; a folder of another one is cleared."""
     note = work / OPTIONS_FILE
-    found = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    found = list(checkpoints(work).values())
     if found and note.is_file() and json.loads(note.read_text(encoding="utf-8")) == what:
         return found[-1]
     shutil.rmtree(work, ignore_errors=True)
