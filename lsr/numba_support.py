@@ -34,14 +34,19 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     return compiled
 
 
+def _element(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    """A pointer to the element that an intrinsic's first two arguments, an array and a position in it, name."""
+    kind = signature.args[0]
+    array = context.make_array(kind)(context, builder, arguments[0])
+    return cgutils.get_item_pointer(context, builder, kind, array, [arguments[1]], wraparound=False)
+
+
 @intrinsic
 def _prefetch_compiled(typing_context: Any, array: Any, position: Any) -> Any:
     """LLVM's prefetch of one element for reading, into all levels of the cache."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        array_type = signature.args[0]
-        array_struct = context.make_array(array_type)(context, builder, arguments[0])
-        pointer = cgutils.get_item_pointer(context, builder, array_type, array_struct, [arguments[1]], wraparound=False)
+        pointer = _element(context, builder, signature, arguments)
         byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
         function = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag]), "llvm.prefetch.p0i8"
@@ -83,10 +88,8 @@ def _at_least_compiled(typing_context: Any, array: Any, position: Any, threshold
     """One comparison of vectors, which LLVM makes of no loop that branches on each element."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        array_type = signature.args[0]
-        array_struct = context.make_array(array_type)(context, builder, arguments[0])
-        pointer = cgutils.get_item_pointer(context, builder, array_type, array_struct, [arguments[1]], wraparound=False)
         vector = ir.VectorType(ir.IntType(16), MASK)
+        pointer = _element(context, builder, signature, arguments)
         values = builder.load(builder.bitcast(pointer, vector.as_pointer()), align=2)
         first = builder.insert_element(ir.Constant(vector, ir.Undefined), arguments[2], ir.IntType(32)(0))
         same = ir.Constant(ir.VectorType(ir.IntType(32), MASK), [0] * MASK)
@@ -113,10 +116,8 @@ def _largest_compiled(typing_context: Any, array: Any, position: Any) -> Any:
     """LLVM's maximum of a vector."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        array_type = signature.args[0]
-        array_struct = context.make_array(array_type)(context, builder, arguments[0])
-        pointer = cgutils.get_item_pointer(context, builder, array_type, array_struct, [arguments[1]], wraparound=False)
         vector = ir.VectorType(ir.IntType(16), MASK)
+        pointer = _element(context, builder, signature, arguments)
         values = builder.load(builder.bitcast(pointer, vector.as_pointer()), align=2)
         name = f"llvm.vector.reduce.umax.v{MASK}i16"
         function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.IntType(16), [vector]), name)
