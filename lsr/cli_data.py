@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 import lsr
 from lsr.cli_options import (
+    OF_A_MODEL,
     add_command,
     cache_of,
     cache_option,
@@ -185,7 +186,7 @@ def _mining_options(options: argparse.Namespace) -> "MiningOptions":
         raise InputError(
             "name who searches: --model MODEL, --dense TEACHER, --index DIR, or --run FILE for rankings that are there"
         )
-    of_a_model = ("revision", "query_model", "idf", "document_max_length", "query_max_length", "dtype")
+    of_a_model = [name for name in ("idf", "query_model", *OF_A_MODEL) if name != "device"]  # which teachers take, too
     unused = [f"--{name.replace('_', '-')}" for name in of_a_model if getattr(options, name) is not None]
     if unused and not options.model:
         raise InputError(f"{', '.join(unused)} without --model says nothing: leave it out")

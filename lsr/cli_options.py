@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 #: Options of `model_options` that bm25 does not take.
 OF_A_MODEL = ("document_max_length", "query_max_length", "revision", "device", "dtype")
 
+#: What names a corpus.
+A_CORPUS = "BEIR folder, .jsonl or .tsv file (plain or .gz), ir-datasets id"
+
 
 def add_command(commands: Any, name: str, run: Any, description: str, example: str) -> argparse.ArgumentParser:
     """A command's parser, with an example below its options."""
@@ -38,16 +41,12 @@ def add_command(commands: Any, name: str, run: Any, description: str, example: s
 
 def corpus_argument(command: argparse.ArgumentParser) -> None:
     """The argument CORPUS, what `lsr.read_corpus` takes."""
-    command.add_argument(
-        "corpus", metavar="CORPUS", help="BEIR folder, .jsonl or .tsv file (plain or .gz), ir-datasets id"
-    )
+    command.add_argument("corpus", metavar="CORPUS", help=A_CORPUS)
 
 
 def corpora_argument(command: argparse.ArgumentParser) -> None:
     """The argument CORPUS… of a command that takes several at once."""
-    command.add_argument(
-        "corpora", nargs="+", metavar="CORPUS", help="BEIR folder, .jsonl or .tsv file (plain or .gz), ir-datasets id"
-    )
+    command.add_argument("corpora", nargs="+", metavar="CORPUS", help=A_CORPUS)
 
 
 def expansions_option(command: argparse.ArgumentParser) -> None:

@@ -24,6 +24,7 @@ from torch.nn.functional import cross_entropy, linear
 from tqdm import tqdm
 
 from lsr.backbone import Backbone
+from lsr.batching import pad
 from lsr.checkpoint import find_folder, has_mlm_head, load_backbone
 from lsr.corpus import Corpus
 from lsr.encoder import Encoder
@@ -199,12 +200,8 @@ class Windows(torch.utils.data.Dataset[NDArray[Any]]):
     @staticmethod
     def collate(rows: Sequence[NDArray[Any]]) -> dict[str, Tensor]:
         """input_ids and attention_mask, int64 (rows, longest)."""
-        ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
-        mask = torch.zeros_like(ids)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.from_numpy(row)
-            mask[i, : len(row)] = 1
-        return {"input_ids": ids, "attention_mask": mask}
+        ids, mask = pad(rows)
+        return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
 
 
 class MaskedModel(torch.nn.Module):
