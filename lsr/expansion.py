@@ -5,14 +5,13 @@ language model would add. It comes from any callable, or from a JSONL file of ``
 in the order of the corpus, such as `write_expansions` makes. Encoders see it, readers of hits do not.
 """
 
-import gzip
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 from tqdm import tqdm
@@ -20,7 +19,7 @@ from tqdm import tqdm
 from lsr.corpus import Corpus, CorpusSource, read_corpus
 from lsr.encoder import Encoder
 from lsr.errors import FormatError, InputError
-from lsr.files import open_lines, write_whole
+from lsr.files import open_lines, packed, write_whole
 from lsr.lookup import tokenizer_of
 from lsr.records import Document
 
@@ -126,8 +125,8 @@ def write_expansions(
     return count
 
 
-def _write_gz(raw: object, lines: Iterable[bytes]) -> None:
-    with gzip.GzipFile(fileobj=raw, mode="wb", mtime=0) as file:  # type: ignore[call-overload]
+def _write_gz(raw: BinaryIO, lines: Iterable[bytes]) -> None:
+    with packed(raw) as file:
         file.writelines(lines)
 
 

@@ -3,7 +3,6 @@
 A sentence that is taken out of a passage is a query, and the passage without it what answers the query.
 """
 
-import gzip
 import hashlib
 import io
 import json
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from lsr.corpus import Corpus
 from lsr.errors import InputError
-from lsr.files import new_folder
+from lsr.files import new_folder, packed
 from lsr.records import Document
 
 #: A sentence ends at a full stop, question or exclamation mark before a space and a capital or digit.
@@ -74,8 +73,8 @@ def write_cloze(
     made = 0
     with (
         new_folder(out, overwrite=overwrite) as folder,
-        _packed(folder / "corpus.jsonl.gz") as texts,
-        _packed(folder / "queries.jsonl.gz") as asked,
+        _lines(folder / "corpus.jsonl.gz") as texts,
+        _lines(folder / "queries.jsonl.gz") as asked,
     ):
         (folder / "qrels").mkdir()
         with (folder / "qrels" / "train.tsv").open("w", encoding="utf-8") as qrels:
@@ -99,12 +98,12 @@ def write_cloze(
 
 
 @contextmanager
-def _packed(path: Path) -> Iterator[TextIO]:
-    """A .gz to write that does not say when: equal texts give equal files."""
+def _lines(path: Path) -> Iterator[TextIO]:
+    """A .gz of lines to write."""
     with (
         path.open("wb") as raw,
-        gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed,
-        io.TextIOWrapper(packed, encoding="utf-8") as file,
+        packed(raw) as inner,
+        io.TextIOWrapper(inner, encoding="utf-8") as file,
     ):
         yield file
 

@@ -6,7 +6,6 @@
 too: its documents of grade 1 or more are positives, and there are no negatives.
 """
 
-import gzip
 import io
 import json
 import math
@@ -21,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsr.errors import FormatError, InputError
-from lsr.files import check_file_target, json_lines, open_lines
+from lsr.files import check_file_target, json_lines, open_lines, packed
 from lsr.run import read_qrels
 from lsr.training.texts import TextTable, cached, file_key
 
@@ -122,12 +121,12 @@ def new_training_file(path: str | os.PathLike[str]) -> Iterator[TextIO]:
     partial = path.with_name(f".{path.name}.writing")
     try:
         with partial.open("wb") as raw:
-            packed = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else raw
-            with io.TextIOWrapper(packed, encoding="utf-8", write_through=True) as file:
+            inner = packed(raw) if path.suffix == ".gz" else raw
+            with io.TextIOWrapper(inner, encoding="utf-8", write_through=True) as file:
                 yield file
                 file.flush()
-                if packed is not raw:
-                    packed.close()
+                if inner is not raw:
+                    inner.close()
                 raw.flush()
                 os.fsync(raw.fileno())
         partial.replace(path)
