@@ -1,12 +1,19 @@
 """What several test files share: a tiny masked-LM checkpoint, and the real data where it is there."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+# Before anything is loaded, and for the subprocesses of tests, too: the tensors are tiny, and where another process has
+# one of the cores, each operation waits for the slowest of its threads. A training of 3 steps took 8 s in place of 1.
+# Numba's for ranx, whose parallel loops give torch as many threads: both have one OpenMP.
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
 
 WORDS = [
     "a",
