@@ -1,5 +1,6 @@
 """What several test files share: a tiny masked-LM checkpoint, and the real data where it is there."""
 
+import gc
 import json
 import os
 from pathlib import Path
@@ -125,6 +126,13 @@ TEXTS = [
     "queries and documents are sparse vectors",
     "dogs playing and running",
 ]
+
+
+@pytest.fixture(autouse=True)
+def only_what_is_new_is_searched_for_garbage() -> None:
+    """A training collects garbage, which takes 1 to 4 s where that looks at all that was loaded."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
