@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Processes that share the tests, file by file; each takes up to 2 GB.
+WORKERS ?= 2
 
 ifdef CI
 export PIP_PROGRESS_BAR := off
@@ -13,7 +15,7 @@ demo: $(VENV)/.demo
 	$(BIN)/lsr demo
 
 test: $(VENV)/.dev lint
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile
 	NUMBA_DISABLE_JIT=1 $(BIN)/pytest -q tests/test_kernels.py tests/test_index.py tests/test_storage.py \
 		tests/test_queries.py tests/test_seismic_graph.py
 

@@ -1,8 +1,10 @@
 """What several test files share: a tiny masked-LM checkpoint, and the real data where it is there."""
 
+import fcntl
 import gc
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -133,6 +135,28 @@ def only_what_is_new_is_searched_for_garbage() -> None:
     """A training collects garbage, which takes 1 to 4 s where that looks at all that was loaded."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def compiled_kernels_are_saved_in_turn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Numba numbers the files of its cache without a lock: two workers could give one number to two signatures."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        yield
+        return
+    from numba.core.caching import IndexDataCacheFile
+
+    save, lock = IndexDataCacheFile.save, tmp_path_factory.getbasetemp().parent / "numba.lock"
+    with lock.open("w") as file, pytest.MonkeyPatch.context() as patch:
+
+        def in_turn(self: IndexDataCacheFile, *arguments: object) -> None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                save(self, *arguments)
+            finally:
+                fcntl.flock(file, fcntl.LOCK_UN)
+
+        patch.setattr(IndexDataCacheFile, "save", in_turn)
+        yield
 
 
 @pytest.fixture(autouse=True)
