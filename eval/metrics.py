@@ -1,6 +1,7 @@
 """Metrics of a run against qrels, computed by ranx: the only module that imports it."""
 
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -136,8 +137,10 @@ def _evaluate(ranx: Any, pairs: list[Any], metrics: Sequence[str]) -> dict[str, 
 @contextmanager
 def _ranx() -> Iterator[Any]:
     """Import ranx and undo what it does to Numba: its import sets the threading layer, its
-    ``evaluate`` the number of threads.
+    ``evaluate`` the number of threads. torch's go with Numba's where both use OpenMP, and are put back, too.
     """
+    torch = sys.modules.get("torch")
+    torch_threads = torch.get_num_threads() if torch else 0  # Numba sets them as soon as it is asked for its own
     import numba
 
     config: Any = numba.config
@@ -147,3 +150,5 @@ def _ranx() -> Iterator[Any]:
     finally:
         config.THREADING_LAYER = layer
         numba.set_num_threads(threads)
+        if torch:
+            torch.set_num_threads(torch_threads)
