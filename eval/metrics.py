@@ -150,5 +150,5 @@ def _ranx() -> Iterator[Any]:
     finally:
         config.THREADING_LAYER = layer
         numba.set_num_threads(threads)
-        if torch:
+        if torch and torch.get_num_threads() != torch_threads:
             torch.set_num_threads(torch_threads)

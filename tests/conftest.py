@@ -1,6 +1,5 @@
 """What several test files share: a tiny masked-LM checkpoint, and the real data where it is there."""
 
-import fcntl
 import gc
 import json
 import os
@@ -143,6 +142,8 @@ def compiled_kernels_are_saved_in_turn(tmp_path_factory: pytest.TempPathFactory)
     if "PYTEST_XDIST_WORKER" not in os.environ:
         yield
         return
+    import fcntl
+
     from numba.core.caching import IndexDataCacheFile
 
     save, lock = IndexDataCacheFile.save, tmp_path_factory.getbasetemp().parent / "numba.lock"

@@ -3,6 +3,8 @@
 import gzip
 import json
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from tiny_training import write_collection, write_model
 
 import lsr
+from lsr.cli import build_parser
 from lsr.corpus import read_queries
 from lsr.errors import InputError
 from lsr.training.config import load_config, parse
@@ -154,3 +157,39 @@ def test_a_config_trains_and_its_encoder_is_saved_loaded_indexed_and_evaluated(
     found = retriever.run(queries, k=5)
     assert any(len(found[query.id].doc_ids) for query in queries)
     assert 0 <= run.metrics["ndcg@10"] <= 1
+
+
+#: Stands in for lsr: notes what it is called with, and makes what it would.
+STAND_IN = """#!/usr/bin/env python3
+import json, pathlib, sys
+with open("calls.jsonl", "a") as file:
+    print(json.dumps(sys.argv[1:]), file=file)
+name = next((a[7:] for a in sys.argv if a.startswith("output=")), f"runs/{pathlib.Path(sys.argv[2]).stem}")
+made = f"{name}/encoder" if sys.argv[1] == "train" else sys.argv[sys.argv.index("--out") + 1] if "--out" in sys.argv \
+    else sys.argv[3]
+pathlib.Path(made).mkdir(parents=True)
+"""
+
+
+def test_the_commands_that_make_lsr_mini_are_those_of_the_cli(tmp_path):
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    stand_in = tmp_path / ".venv" / "bin" / "lsr"
+    stand_in.parent.mkdir(parents=True)
+    stand_in.write_text(STAND_IN)
+    stand_in.chmod(0o755)
+
+    def calls():
+        subprocess.run(["bash", tmp_path / "configs" / "lsr-mini.sh", "training.batch_size=2"], check=True)
+        return [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
+
+    made = calls()
+    for arguments in made:
+        build_parser().parse_args(arguments)  # leaves with 2 for an option that there is not
+    trainings = [arguments for arguments in made if arguments[0] == "train"]
+    for _, path, *overrides in trainings:
+        assert load_config(tmp_path / path, overrides).training.batch_size == 2
+    assert [load_config(tmp_path / path, rest).output for _, path, *rest in trainings] == [
+        "runs/lsr-mini", "runs/lsr-mini-beside", "runs/lsr-mini-longer", "runs/lsr-mini-longer-beside",
+    ]  # fmt: skip
+    assert made[-1][:3] == ["export", "runs/mini-tuned", "runs/mini-int8"]
+    assert calls() == made  # called again, it has nothing left to do
