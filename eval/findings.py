@@ -357,11 +357,14 @@ def plot(findings: Findings, path: Path) -> None:
             for s in ordered if not name else ():
                 axes.annotate(s.name, (_flops(s), s.mean.mean), textcoords="offset points", xytext=(6, 4))
         axes.set_xscale("log")
+        for formatted in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+            formatted("{x:g}")  # not as powers of ten
         axes.set_xlabel("FLOPS of a query and a document")
         axes.legend(frameon=False)
     else:
         means, errors = _bars(findings.systems)
-        axes.barh([s.name for s in findings.systems], means, xerr=errors, capsize=3, height=0.6)
+        bars = axes.barh([s.name for s in findings.systems], means, xerr=errors, capsize=3, height=0.6)
+        axes.bar_label(bars, fmt="%.3f", label_type="center", color="white")
         axes.invert_yaxis()
     axes.grid(visible=True, alpha=0.25)
     (axes.set_ylabel if any(groups) else axes.set_xlabel)(findings.experiment.metric)
