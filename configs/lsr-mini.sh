@@ -37,7 +37,8 @@ round() { # CONFIG MEAN, KEY=VALUE… of the second
     local alone=runs/$1/encoder beside=runs/$1-beside
     once "$alone" lsr train "configs/$1.toml" ${more[@]+"${more[@]}"}
     once "$beside/encoder" lsr train "configs/$1.toml" backbone="$alone/documents" data.base=bm25 data.base_weight=1.5 \
-        training.learning_rate=2e-5 training.warmup=100 regularizer.documents.warmup=300 "${@:3}" output="$beside" ${more[@]+"${more[@]}"}
+        training.learning_rate=2e-5 training.warmup=100 regularizer.documents.warmup=300 "${@:3}" output="$beside" \
+        ${more[@]+"${more[@]}"}
     once "$2" lsr average "$alone" "$beside/encoder" --out "$2"
 }
 
